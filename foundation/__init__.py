@@ -1,0 +1,1 @@
+"""What every other package stands on. It imports none of them."""

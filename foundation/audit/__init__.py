@@ -1,0 +1,1 @@
+"""The audit log: every change of trust, in a Merkle tree, written before its effect."""

@@ -1,0 +1,1 @@
+"""Bytes that two parts of Sallyport must agree on, written once: parse, build, and what is signed."""

@@ -1,0 +1,155 @@
+"""One immutable state of everything a decision rests on, and the one place where it is replaced.
+
+A snapshot is a tuple of separately numbered parts that share structure with the one before (persistent maps). A decision
+pins exactly one and records its numbers. Deadlines (`attested_until`) stand beside it: they only ever move, and a moved
+deadline makes no new snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from immutables import Map
+
+from foundation.identifiers import SpiffeId
+from foundation.identity import (
+    Change,
+    Heartbeat,
+    IdentityChanged,
+    IdentityRecord,
+    PolicyPublished,
+    Posture,
+    PostureChanged,
+    Revocation,
+    SnapshotNumbers,
+)
+from gateway.proxy.route import RouteTable
+from policies.engine import PolicyEngine
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyPart:
+    """An enforced revision: its engine (with its cache) and its routes."""
+
+    revision: int
+    digest: str
+    engine: PolicyEngine
+    routes: RouteTable
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What is true now. `policy` is None until a revision is loaded: then everything is denied."""
+
+    policy: PolicyPart | None
+    revocations_number: int
+    revoked_serials: Map[str, Revocation]
+    revoked_identities: Map[SpiffeId, Revocation]
+    postures_number: int
+    postures: Map[SpiffeId, Posture]
+    inventory_number: int
+    inventory: Map[SpiffeId, IdentityRecord]
+
+    @property
+    def numbers(self) -> SnapshotNumbers:
+        policy = self.policy.revision if self.policy else 0
+        return SnapshotNumbers(policy, self.revocations_number, self.postures_number, self.inventory_number)
+
+    def is_revoked(self, identity: SpiffeId, serial: str) -> bool:
+        return identity in self.revoked_identities or serial in self.revoked_serials
+
+
+EMPTY = Snapshot(None, 0, Map(), Map(), 0, Map(), 0, Map())
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """What a new snapshot changed: open exchanges of these identities and serials are re-decided; all of them on a new
+    policy."""
+
+    identities: frozenset[SpiffeId] = frozenset()
+    serials: frozenset[str] = frozenset()
+    everything: bool = False
+
+
+Listener = Callable[[Snapshot, Touched], None]
+
+
+class SnapshotStore:
+    """Holds the current snapshot and the deadlines; applies changes one at a time, then tells its listeners."""
+
+    def __init__(self) -> None:
+        self.current = EMPTY
+        self.heartbeat_at = 0.0
+        self._attested_until: dict[SpiffeId, float] = {}
+        self._listeners: list[Listener] = []
+
+    def attested_until(self, identity: SpiffeId) -> float:
+        """Seconds since the Unix epoch; 0 when nothing was ever attested."""
+        return self._attested_until.get(identity, 0.0)
+
+    def listen(self, listener: Listener) -> None:
+        """Call `listener` after every change of facts, before anything else sees the new snapshot decide."""
+        self._listeners.append(listener)
+
+    def publish_policy(self, part: PolicyPart) -> None:
+        """Enforce `part` from now on. The caller has verified its signature and its rising number."""
+        self._replace(replace(self.current, policy=part), Touched(everything=True))
+
+    def apply(self, change: Change) -> None:
+        """Apply one of the authority's changes. Policy goes through `publish_policy` once it is loaded."""
+        match change:
+            case Revocation():
+                self._revoke(change)
+            case PostureChanged():
+                self._posture(change)
+            case IdentityChanged():
+                self._identity(change)
+            case Heartbeat():
+                self.heartbeat_at = max(self.heartbeat_at, change.at)
+            case PolicyPublished():
+                raise TypeError("load the bundle, then call publish_policy")
+
+    def _revoke(self, change: Revocation) -> None:
+        now = self.current
+        number = max(now.revocations_number, change.number)
+        if change.serial:
+            serials = now.revoked_serials.set(change.serial, change)
+            after, touched = replace(now, revocations_number=number, revoked_serials=serials), Touched(serials=frozenset({change.serial}))
+        else:
+            identities = now.revoked_identities.set(change.id, change)
+            after = replace(now, revocations_number=number, revoked_identities=identities)
+            touched = Touched(identities=frozenset({change.id}))
+        self._replace(after, touched)
+
+    def _posture(self, change: PostureChanged) -> None:
+        self._attested_until[change.id] = change.attested_until
+        now = self.current
+        if now.postures.get(change.id) == change.posture:
+            return
+        after = replace(
+            now, postures_number=max(now.postures_number, change.number), postures=now.postures.set(change.id, change.posture)
+        )
+        self._replace(after, Touched(identities=frozenset({change.id})))
+
+    def _identity(self, change: IdentityChanged) -> None:
+        now, record = self.current, change.record
+        known = now.inventory.get(record.id)
+        if known is not None and known.epoch > record.epoch:
+            return
+        revoked = now.revoked_identities
+        if known is not None and record.epoch > known.epoch and record.id in revoked and record.state.value == "active":
+            revoked = revoked.delete(record.id)
+        after = replace(
+            now,
+            inventory_number=max(now.inventory_number, change.number),
+            inventory=now.inventory.set(record.id, record),
+            revoked_identities=revoked,
+        )
+        self._replace(after, Touched(identities=frozenset({record.id})))
+
+    def _replace(self, after: Snapshot, touched: Touched) -> None:
+        self.current = after
+        for listener in self._listeners:
+            listener(after, touched)

@@ -1,0 +1,1 @@
+"""Exchanges that are under way, and how they are cut."""

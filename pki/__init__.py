@@ -1,0 +1,1 @@
+"""The authority: attests, issues, renews, revokes. `authority.py` leads."""
