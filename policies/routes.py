@@ -1,0 +1,54 @@
+"""What a route is: a named way from callers to a target, as the security team wrote it in the workspace.
+
+The gateway matches requests to routes and dials upstreams by these values; policy decides by the route's name and by the
+requirements that `policies.lifecycle.workspace` compiles into data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class RouteType(StrEnum):
+    """`http`: to an upstream pool. `stream`: to a service on a node, through the broker."""
+
+    HTTP = "http"
+    STREAM = "stream"
+
+
+class RouteClass(StrEnum):
+    """How a route behaves when facts are old or records cannot be kept: `critical` fails closed at once, `standard` after
+    the stale bound, `tolerant` after the expired bound."""
+
+    CRITICAL = "critical"
+    STANDARD = "standard"
+    TOLERANT = "tolerant"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to dial. `tls` means TLS with verification against `ca_file` (system roots when empty)."""
+
+    host: str
+    port: int
+    tls: bool = False
+    ca_file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`host` is matched in lower case, `*` matches any; `prefix` is whole decoded path segments. The longest prefix wins,
+    an exact host before `*`. Times in seconds, sizes in bytes. Nothing is rewritten: what is authorised is forwarded."""
+
+    name: str
+    type: RouteType
+    host: str
+    prefix: tuple[str, ...]
+    upstreams: tuple[Address, ...]
+    route_class: RouteClass = RouteClass.STANDARD
+    upgrades: tuple[str, ...] = ()
+    max_body: int = 1 << 40
+    connect_timeout: float = 5.0
+    response_timeout: float = 60.0
+    service: str = ""  # of a stream route: the service's name on the target node
