@@ -41,7 +41,9 @@ class Fields:
     def from_json(cls, raw: bytes, path: str, reason: Reason, *, max_bytes: int) -> Fields:
         """Fields of one JSON object in UTF-8: no duplicate keys, no NaN or infinity, nothing left over."""
         if len(raw) > max_bytes:
-            raise Fault(Reason.MESSAGE_TOO_LARGE, f"{len(raw)} bytes, at most {max_bytes} are allowed", field=path)
+            raise Fault(
+                Reason.MESSAGE_TOO_LARGE, f"{len(raw)} bytes, at most {max_bytes} are allowed", field=path
+            )
         return cls(strict_json(raw, path, reason), path, reason)
 
     def fault(self, name: str, detail: str) -> Fault:
@@ -51,10 +53,8 @@ class Fields:
     def has(self, name: str) -> bool:
         return name in self._value
 
-    def text(self, name: str, default: str | None = _MISSING, *, max_length: int = 4096) -> str:
+    def text(self, name: str, default: str = _MISSING, *, max_length: int = 4096) -> str:
         value = self._get(name, default)
-        if value is default and default is not _MISSING:
-            return default  # type: ignore[return-value]  # the caller chose None as a default
         if not isinstance(value, str) or len(value) > max_length:
             raise self.fault(name, f"expected a string of at most {max_length} characters")
         return value
@@ -104,7 +104,11 @@ class Fields:
 
     def texts(self, name: str, default: tuple[str, ...] = _MISSING, *, most: int = 1024) -> tuple[str, ...]:
         value = self._get(name, default)
-        if not isinstance(value, list | tuple) or len(value) > most or not all(isinstance(item, str) for item in value):
+        if (
+            not isinstance(value, list | tuple)
+            or len(value) > most
+            or not all(isinstance(item, str) for item in value)
+        ):
             raise self.fault(name, f"expected a list of at most {most} strings")
         return tuple(value)
 
@@ -113,19 +117,29 @@ class Fields:
         value = self._get(name, _MISSING)
         if not isinstance(value, list | tuple) or len(value) > count:
             raise self.fault(name, f"expected a list of at most {count} whole numbers")
-        return tuple(Fields({name: item}, self.path, self.reason).integer(name, least=least, most=most) for item in value)
+        return tuple(
+            Fields({name: item}, self.path, self.reason).integer(name, least=least, most=most)
+            for item in value
+        )
 
-    def each(self, name: str, read: Callable[[Fields], T], *, most: int = 1024, optional: bool = False) -> tuple[T, ...]:
+    def each(
+        self, name: str, read: Callable[[Fields], T], *, most: int = 1024, optional: bool = False
+    ) -> tuple[T, ...]:
         """`read` applied to each object of the list `name`."""
         value = self._get(name, () if optional else _MISSING)
         if not isinstance(value, list | tuple) or len(value) > most:
             raise self.fault(name, f"expected a list of at most {most} objects")
-        below = [Fields(item, f"{self._at(name)}[{i}]", self.reason, unknown=self._unknown) for i, item in enumerate(value)]
+        below = [
+            Fields(item, f"{self._at(name)}[{i}]", self.reason, unknown=self._unknown)
+            for i, item in enumerate(value)
+        ]
         return tuple(read(item) for item in below)
 
     def section(self, name: str, *, optional: bool = False) -> Fields:
         """The object `name` below this one; an empty one when it is missing and `optional`."""
-        return Fields(self._get(name, {} if optional else _MISSING), self._at(name), self.reason, unknown=self._unknown)
+        return Fields(
+            self._get(name, {} if optional else _MISSING), self._at(name), self.reason, unknown=self._unknown
+        )
 
     def mapping(self, name: str, default: Mapping[str, str] = _MISSING, *, most: int = 256) -> dict[str, str]:
         """An object whose values are all strings."""

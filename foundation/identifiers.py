@@ -28,12 +28,17 @@ class Kind(StrEnum):
     GATEWAY = "gateway"
 
 
+_KINDS = frozenset(kind.value for kind in Kind)
+
+
 def check_name(name: str, *, field: str = "name") -> str:
     """`name` itself, when it may name an identity, a route, a segment or a site: 1 to 63 characters of a-z, 0-9,
     dot, dash and underscore, beginning and ending with a letter or digit. Raises `Fault(MESSAGE_MALFORMED)`."""
     if not _NAME.fullmatch(name) or ".." in name:
         raise Fault(
-            Reason.MESSAGE_MALFORMED, "use 1 to 63 of a-z, 0-9, '.', '-', '_', with a letter or digit at both ends", field=field
+            Reason.MESSAGE_MALFORMED,
+            "use 1 to 63 of a-z, 0-9, '.', '-', '_', with a letter or digit at both ends",
+            field=field,
         )
     return name
 
@@ -48,7 +53,11 @@ class SpiffeId:
 
     def __post_init__(self) -> None:
         if not _TRUST_DOMAIN.fullmatch(self.trust_domain):
-            raise Fault(Reason.MESSAGE_MALFORMED, "a trust domain is lower-case letters, digits, '.', '-'", field="trust_domain")
+            raise Fault(
+                Reason.MESSAGE_MALFORMED,
+                "a trust domain is lower-case letters, digits, '.', '-'",
+                field="trust_domain",
+            )
         check_name(self.name)
 
     def __str__(self) -> str:
@@ -59,7 +68,13 @@ class SpiffeId:
         """The ID that `text` spells in its one canonical form. Raises `Fault(MESSAGE_MALFORMED)`."""
         parts = text.removeprefix(_SCHEME).split("/")
         if len(text) > MAX_SPIFFE_ID_BYTES or not text.startswith(_SCHEME) or len(parts) != 3:
-            raise Fault(Reason.MESSAGE_MALFORMED, "not spiffe://<trust domain>/<kind>/<name>", field="spiffe_id")
-        if parts[1] not in Kind:
-            raise Fault(Reason.MESSAGE_MALFORMED, "the kind is none of node, operator, service, gateway", field="spiffe_id")
+            raise Fault(
+                Reason.MESSAGE_MALFORMED, "not spiffe://<trust domain>/<kind>/<name>", field="spiffe_id"
+            )
+        if parts[1] not in _KINDS:
+            raise Fault(
+                Reason.MESSAGE_MALFORMED,
+                "the kind is none of node, operator, service, gateway",
+                field="spiffe_id",
+            )
         return cls(parts[0], Kind(parts[1]), parts[2])

@@ -116,7 +116,10 @@ class SnapshotStore:
         number = max(now.revocations_number, change.number)
         if change.serial:
             serials = now.revoked_serials.set(change.serial, change)
-            after, touched = replace(now, revocations_number=number, revoked_serials=serials), Touched(serials=frozenset({change.serial}))
+            after, touched = (
+                replace(now, revocations_number=number, revoked_serials=serials),
+                Touched(serials=frozenset({change.serial})),
+            )
         else:
             identities = now.revoked_identities.set(change.id, change)
             after = replace(now, revocations_number=number, revoked_identities=identities)
@@ -129,7 +132,9 @@ class SnapshotStore:
         if now.postures.get(change.id) == change.posture:
             return
         after = replace(
-            now, postures_number=max(now.postures_number, change.number), postures=now.postures.set(change.id, change.posture)
+            now,
+            postures_number=max(now.postures_number, change.number),
+            postures=now.postures.set(change.id, change.posture),
         )
         self._replace(after, Touched(identities=frozenset({change.id})))
 
@@ -139,7 +144,12 @@ class SnapshotStore:
         if known is not None and known.epoch > record.epoch:
             return
         revoked = now.revoked_identities
-        if known is not None and record.epoch > known.epoch and record.id in revoked and record.state.value == "active":
+        if (
+            known is not None
+            and record.epoch > known.epoch
+            and record.id in revoked
+            and record.state.value == "active"
+        ):
             revoked = revoked.delete(record.id)
         after = replace(
             now,

@@ -142,7 +142,9 @@ class Permit:
 Decision = Permit | Denial
 
 
-def judge(decision_id: str, query: Query, answer: Answer, trust_deadline: float, numbers: SnapshotNumbers) -> Decision:
+def judge(
+    decision_id: str, query: Query, answer: Answer, trust_deadline: float, numbers: SnapshotNumbers
+) -> Decision:
     """The decision that follows from `answer` at `query.now`.
 
     trust_deadline: the nearest of certificate, attestation and staleness step, already checked to lie ahead. A grant that
@@ -153,7 +155,9 @@ def judge(decision_id: str, query: Query, answer: Answer, trust_deadline: float,
     if answer.deadline <= query.now:
         return Denial(decision_id, query, (Reason.GRANT_EXPIRED,), numbers)
     deadline = min(answer.deadline, trust_deadline)
-    return Permit(_SEAL, decision_id=decision_id, query=query, answer=answer, deadline=deadline, numbers=numbers)
+    return Permit(
+        _SEAL, decision_id=decision_id, query=query, answer=answer, deadline=deadline, numbers=numbers
+    )
 
 
 def parse_answer(value: object) -> Answer:
@@ -165,7 +169,13 @@ def parse_answer(value: object) -> Answer:
 
 
 def _parse_answer(value: object) -> Answer:
-    if not isinstance(value, dict) or not set(value) <= {"allow", "reasons", "grant", "deadline", "obligations"}:
+    if not isinstance(value, dict) or not set(value) <= {
+        "allow",
+        "reasons",
+        "grant",
+        "deadline",
+        "obligations",
+    }:
         raise ValueError
     allow, codes, grant = value["allow"], value["reasons"], value.get("grant", "")
     if not isinstance(allow, bool) or not isinstance(codes, list) or not 0 < len(codes) <= MAX_REASONS:

@@ -55,7 +55,10 @@ class Token:
         return f"Token(token_id={self.token_id.hex()})"
 
     def encode(self) -> str:
-        return _TOKEN_PREFIX + base64.urlsafe_b64encode(self.root_sha256 + self.token_id + self.secret).rstrip(b"=").decode()
+        return (
+            _TOKEN_PREFIX
+            + base64.urlsafe_b64encode(self.root_sha256 + self.token_id + self.secret).rstrip(b"=").decode()
+        )
 
     @classmethod
     def parse(cls, text: str) -> Token:
@@ -65,7 +68,10 @@ class Token:
             raw = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
             raise Fault(Reason.TOKEN_MALFORMED, field="token") from None
-        if not text.startswith(_TOKEN_PREFIX) or len(raw) != _ROOT_BYTES + _TOKEN_ID_BYTES + _TOKEN_SECRET_BYTES:
+        if (
+            not text.startswith(_TOKEN_PREFIX)
+            or len(raw) != _ROOT_BYTES + _TOKEN_ID_BYTES + _TOKEN_SECRET_BYTES
+        ):
             raise Fault(Reason.TOKEN_MALFORMED, field="token")
         token = cls(raw[:_ROOT_BYTES], raw[_ROOT_BYTES:-_TOKEN_SECRET_BYTES], raw[-_TOKEN_SECRET_BYTES:])
         if token.encode() != text:
@@ -193,7 +199,9 @@ class Complete:
     proof: bytes
 
     def encode(self) -> bytes:
-        return _dump({"session": _b64(self.session), "evidence": _b64(self.evidence), "proof": _b64(self.proof)})
+        return _dump(
+            {"session": _b64(self.session), "evidence": _b64(self.evidence), "proof": _b64(self.proof)}
+        )
 
     @classmethod
     def parse(cls, raw: bytes) -> Complete:
@@ -304,7 +312,14 @@ def qualifying_data(
     """The 32 bytes that the TPM signs as extraData. `kind` is `certify`, `quote` or `possession`; `first_message` is the
     raw BEGIN; `server_spki_sha256` is that of the TLS certificate the node saw, so that a relay's own key shows."""
     digest = hashlib.sha256(b"sallyport enrolment v1\x00")
-    for part in (kind.encode(), purpose.encode(), session, nonce, hashlib.sha256(first_message).digest(), server_spki_sha256):
+    for part in (
+        kind.encode(),
+        purpose.encode(),
+        session,
+        nonce,
+        hashlib.sha256(first_message).digest(),
+        server_spki_sha256,
+    ):
         digest.update(len(part).to_bytes(4, "big") + part)
     return digest.digest()
 
@@ -312,7 +327,9 @@ def qualifying_data(
 def proof(secret: bytes, session: bytes, first_message: bytes, evidence: bytes) -> bytes:
     """HMAC-SHA-256 with a key derived (HKDF, RFC 5869) from the activated secret over everything that was said."""
     key = HKDF(hashes.SHA256(), 32, salt=session, info=b"sallyport enrolment v1 proof").derive(secret)
-    message = b"sallyport enrolment v1 complete\x00" + session + hashlib.sha256(first_message).digest() + evidence
+    message = (
+        b"sallyport enrolment v1 complete\x00" + session + hashlib.sha256(first_message).digest() + evidence
+    )
     return hmac.digest(key, message, "sha256")
 
 
