@@ -41,9 +41,7 @@ class Fields:
     def from_json(cls, raw: bytes, path: str, reason: Reason, *, max_bytes: int) -> Fields:
         """Fields of one JSON object in UTF-8: no duplicate keys, no NaN or infinity, nothing left over."""
         if len(raw) > max_bytes:
-            raise Fault(
-                Reason.MESSAGE_TOO_LARGE, f"{len(raw)} bytes, at most {max_bytes} are allowed", field=path
-            )
+            raise Fault(Reason.MESSAGE_TOO_LARGE, f"{len(raw)} bytes, at most {max_bytes} are allowed", field=path)
         return cls(strict_json(raw, path, reason), path, reason)
 
     def fault(self, name: str, detail: str) -> Fault:
@@ -104,11 +102,7 @@ class Fields:
 
     def texts(self, name: str, default: tuple[str, ...] = _MISSING, *, most: int = 1024) -> tuple[str, ...]:
         value = self._get(name, default)
-        if (
-            not isinstance(value, list | tuple)
-            or len(value) > most
-            or not all(isinstance(item, str) for item in value)
-        ):
+        if not isinstance(value, list | tuple) or len(value) > most or not all(isinstance(item, str) for item in value):
             raise self.fault(name, f"expected a list of at most {most} strings")
         return tuple(value)
 
@@ -118,8 +112,7 @@ class Fields:
         if not isinstance(value, list | tuple) or len(value) > count:
             raise self.fault(name, f"expected a list of at most {count} whole numbers")
         return tuple(
-            Fields({name: item}, self.path, self.reason).integer(name, least=least, most=most)
-            for item in value
+            Fields({name: item}, self.path, self.reason).integer(name, least=least, most=most) for item in value
         )
 
     def each(
@@ -130,16 +123,13 @@ class Fields:
         if not isinstance(value, list | tuple) or len(value) > most:
             raise self.fault(name, f"expected a list of at most {most} objects")
         below = [
-            Fields(item, f"{self._at(name)}[{i}]", self.reason, unknown=self._unknown)
-            for i, item in enumerate(value)
+            Fields(item, f"{self._at(name)}[{i}]", self.reason, unknown=self._unknown) for i, item in enumerate(value)
         ]
         return tuple(read(item) for item in below)
 
     def section(self, name: str, *, optional: bool = False) -> Fields:
         """The object `name` below this one; an empty one when it is missing and `optional`."""
-        return Fields(
-            self._get(name, {} if optional else _MISSING), self._at(name), self.reason, unknown=self._unknown
-        )
+        return Fields(self._get(name, {} if optional else _MISSING), self._at(name), self.reason, unknown=self._unknown)
 
     def mapping(self, name: str, default: Mapping[str, str] = _MISSING, *, most: int = 256) -> dict[str, str]:
         """An object whose values are all strings."""
@@ -168,7 +158,8 @@ class Fields:
 
 
 def strict_json(raw: bytes, path: str, reason: Reason) -> object:
-    """The JSON value (RFC 8259) in `raw`, refusing what parsers disagree on: duplicate keys, NaN, infinities, bad UTF-8."""
+    """The JSON value (RFC 8259) in `raw`, refusing what parsers disagree on: duplicate keys, NaN, infinities, bad
+    UTF-8."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)

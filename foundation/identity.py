@@ -86,7 +86,8 @@ class Revocation:
 
 @dataclass(frozen=True, slots=True)
 class PostureChanged:
-    """A change of class or verdict (`number` rises), or a moved deadline alone (`number` is that of the last change)."""
+    """A change of class or verdict (`number` rises), or a moved deadline alone (`number` is that of the last
+    change)."""
 
     number: int
     id: SpiffeId

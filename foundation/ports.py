@@ -24,8 +24,8 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
-    """One change of trust. `kind` is dotted and in the past tense (`node.enrolled`); `subject` is what changed; `detail`
-    holds plain JSON values and never a secret; `reason` is the code when it records a refusal."""
+    """One change of trust. `kind` is dotted and in the past tense (`node.enrolled`); `subject` is what changed;
+    `detail` holds plain JSON values and never a secret; `reason` is the code when it records a refusal."""
 
     kind: str
     actor: str
@@ -46,7 +46,8 @@ class ApiAuthorizer(Protocol):
     """Decides who may call an API route, by the policy engine."""
 
     async def authorise(self, caller: Caller, route: str, method: str) -> str:
-        """The decision's id when `caller` may call the API route of this name. Raises `Fault` with the denial's reason."""
+        """The decision's id when `caller` may call the API route of this name. Raises `Fault` with the denial's
+        reason."""
         ...
 
 

@@ -1,8 +1,8 @@
 """One immutable state of everything a decision rests on, and the one place where it is replaced.
 
-A snapshot is a tuple of separately numbered parts that share structure with the one before (persistent maps). A decision
-pins exactly one and records its numbers. Deadlines (`attested_until`) stand beside it: they only ever move, and a moved
-deadline makes no new snapshot.
+A snapshot is a tuple of separately numbered parts that share structure with the one before (persistent maps). A
+decision pins exactly one and records its numbers. Deadlines (`attested_until`) stand beside it: they only ever move,
+and a moved deadline makes no new snapshot.
 """
 
 from __future__ import annotations
@@ -144,12 +144,7 @@ class SnapshotStore:
         if known is not None and known.epoch > record.epoch:
             return
         revoked = now.revoked_identities
-        if (
-            known is not None
-            and record.epoch > known.epoch
-            and record.id in revoked
-            and record.state.value == "active"
-        ):
+        if known is not None and record.epoch > known.epoch and record.id in revoked and record.state.value == "active":
             revoked = revoked.delete(record.id)
         after = replace(
             now,

@@ -142,26 +142,23 @@ class Permit:
 Decision = Permit | Denial
 
 
-def judge(
-    decision_id: str, query: Query, answer: Answer, trust_deadline: float, numbers: SnapshotNumbers
-) -> Decision:
+def judge(decision_id: str, query: Query, answer: Answer, trust_deadline: float, numbers: SnapshotNumbers) -> Decision:
     """The decision that follows from `answer` at `query.now`.
 
-    trust_deadline: the nearest of certificate, attestation and staleness step, already checked to lie ahead. A grant that
-    has ended by `now` denies with `GRANT_EXPIRED`: policy names the grant's end and need not read the clock.
+    trust_deadline: the nearest of certificate, attestation and staleness step, already checked to lie ahead. A grant
+    that has ended by `now` denies with `GRANT_EXPIRED`: policy names the grant's end and need not read the clock.
     """
     if not answer.allow:
         return Denial(decision_id, query, answer.reasons, numbers)
     if answer.deadline <= query.now:
         return Denial(decision_id, query, (Reason.GRANT_EXPIRED,), numbers)
     deadline = min(answer.deadline, trust_deadline)
-    return Permit(
-        _SEAL, decision_id=decision_id, query=query, answer=answer, deadline=deadline, numbers=numbers
-    )
+    return Permit(_SEAL, decision_id=decision_id, query=query, answer=answer, deadline=deadline, numbers=numbers)
 
 
 def parse_answer(value: object) -> Answer:
-    """The answer in an engine's result document. Whatever is not one by the schema is a denial: `ENGINE_ANSWER_INVALID`."""
+    """The answer in an engine's result document. Whatever is not one by the schema is a denial:
+    `ENGINE_ANSWER_INVALID`."""
     try:
         return _parse_answer(value)
     except (KeyError, TypeError, ValueError):

@@ -1,7 +1,7 @@
 """What a route is: a named way from callers to a target, as the security team wrote it in the workspace.
 
-The gateway matches requests to routes and dials upstreams by these values; policy decides by the route's name and by the
-requirements that `policies.lifecycle.workspace` compiles into data.
+The gateway matches requests to routes and dials upstreams by these values; policy decides by the route's name and by
+the requirements that `policies.lifecycle.workspace` compiles into data.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class RouteType(StrEnum):
 
 
 class RouteClass(StrEnum):
-    """How a route behaves when facts are old or records cannot be kept: `critical` fails closed at once, `standard` after
-    the stale bound, `tolerant` after the expired bound."""
+    """How a route behaves when facts are old or records cannot be kept: `critical` fails closed at once, `standard`
+    after the stale bound, `tolerant` after the expired bound."""
 
     CRITICAL = "critical"
     STANDARD = "standard"
@@ -38,8 +38,9 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`host` is matched in lower case, `*` matches any; `prefix` is whole decoded path segments. The longest prefix wins,
-    an exact host before `*`. Times in seconds, sizes in bytes. Nothing is rewritten: what is authorised is forwarded."""
+    """`host` is matched in lower case, `*` matches any; `prefix` is whole decoded path segments. The longest prefix
+    wins, an exact host before `*`. Times in seconds, sizes in bytes. Nothing is rewritten: what is authorised is
+    forwarded."""
 
     name: str
     type: RouteType

@@ -68,10 +68,7 @@ class Token:
             raw = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
         except (binascii.Error, ValueError):
             raise Fault(Reason.TOKEN_MALFORMED, field="token") from None
-        if (
-            not text.startswith(_TOKEN_PREFIX)
-            or len(raw) != _ROOT_BYTES + _TOKEN_ID_BYTES + _TOKEN_SECRET_BYTES
-        ):
+        if not text.startswith(_TOKEN_PREFIX) or len(raw) != _ROOT_BYTES + _TOKEN_ID_BYTES + _TOKEN_SECRET_BYTES:
             raise Fault(Reason.TOKEN_MALFORMED, field="token")
         token = cls(raw[:_ROOT_BYTES], raw[_ROOT_BYTES:-_TOKEN_SECRET_BYTES], raw[-_TOKEN_SECRET_BYTES:])
         if token.encode() != text:
@@ -199,9 +196,7 @@ class Complete:
     proof: bytes
 
     def encode(self) -> bytes:
-        return _dump(
-            {"session": _b64(self.session), "evidence": _b64(self.evidence), "proof": _b64(self.proof)}
-        )
+        return _dump({"session": _b64(self.session), "evidence": _b64(self.evidence), "proof": _b64(self.proof)})
 
     @classmethod
     def parse(cls, raw: bytes) -> Complete:
@@ -268,8 +263,8 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """The answer to the second message. `chain` begins with the leaf and ends with the root, each DER. Times are seconds
-    since the Unix epoch."""
+    """The answer to the second message. `chain` begins with the leaf and ends with the root, each DER. Times are
+    seconds since the Unix epoch."""
 
     spiffe_id: str
     chain: tuple[bytes, ...]
@@ -309,8 +304,8 @@ class Issued:
 def qualifying_data(
     kind: str, purpose: str, session: bytes, nonce: bytes, first_message: bytes, server_spki_sha256: bytes
 ) -> bytes:
-    """The 32 bytes that the TPM signs as extraData. `kind` is `certify`, `quote` or `possession`; `first_message` is the
-    raw BEGIN; `server_spki_sha256` is that of the TLS certificate the node saw, so that a relay's own key shows."""
+    """The 32 bytes that the TPM signs as extraData. `kind` is `certify`, `quote` or `possession`; `first_message` is
+    the raw BEGIN; `server_spki_sha256` is that of the TLS certificate the node saw, so that a relay's own key shows."""
     digest = hashlib.sha256(b"sallyport enrolment v1\x00")
     for part in (
         kind.encode(),
@@ -327,9 +322,7 @@ def qualifying_data(
 def proof(secret: bytes, session: bytes, first_message: bytes, evidence: bytes) -> bytes:
     """HMAC-SHA-256 with a key derived (HKDF, RFC 5869) from the activated secret over everything that was said."""
     key = HKDF(hashes.SHA256(), 32, salt=session, info=b"sallyport enrolment v1 proof").derive(secret)
-    message = (
-        b"sallyport enrolment v1 complete\x00" + session + hashlib.sha256(first_message).digest() + evidence
-    )
+    message = b"sallyport enrolment v1 complete\x00" + session + hashlib.sha256(first_message).digest() + evidence
     return hmac.digest(key, message, "sha256")
 
 
