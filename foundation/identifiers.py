@@ -68,9 +68,7 @@ class SpiffeId:
         """The ID that `text` spells in its one canonical form. Raises `Fault(MESSAGE_MALFORMED)`."""
         parts = text.removeprefix(_SCHEME).split("/")
         if len(text) > MAX_SPIFFE_ID_BYTES or not text.startswith(_SCHEME) or len(parts) != 3:
-            raise Fault(
-                Reason.MESSAGE_MALFORMED, "not spiffe://<trust domain>/<kind>/<name>", field="spiffe_id"
-            )
+            raise Fault(Reason.MESSAGE_MALFORMED, "not spiffe://<trust domain>/<kind>/<name>", field="spiffe_id")
         if parts[1] not in _KINDS:
             raise Fault(
                 Reason.MESSAGE_MALFORMED,

@@ -24,20 +24,12 @@ class Reason(Enum):
     BREAK_GLASS = _Text(200, "a break-glass credential allows this", "end the break-glass when it is over")
 
     # --- Decisions: denials by policy -----------------------------------------------------------
-    NO_GRANT = _Text(
-        403, "no grant allows this", "ask the security team for a grant of this role on this route"
-    )
+    NO_GRANT = _Text(403, "no grant allows this", "ask the security team for a grant of this role on this route")
     GRANT_EXPIRED = _Text(403, "the grant that allowed this has expired", "ask for the grant to be renewed")
-    METHOD_NOT_GRANTED = _Text(
-        403, "the grant does not cover this method", "widen the grant's methods or use another"
-    )
-    PATH_NOT_GRANTED = _Text(
-        403, "the grant does not cover this path", "widen the grant's paths or use another"
-    )
+    METHOD_NOT_GRANTED = _Text(403, "the grant does not cover this method", "widen the grant's methods or use another")
+    PATH_NOT_GRANTED = _Text(403, "the grant does not cover this path", "widen the grant's paths or use another")
     SITE_NOT_GRANTED = _Text(403, "the grant does not cover the caller's site", "add the site to the grant")
-    ROLE_MISSING = _Text(
-        403, "the caller's role has no grant on this route", "give the identity a role that has one"
-    )
+    ROLE_MISSING = _Text(403, "the caller's role has no grant on this route", "give the identity a role that has one")
     KIND_NOT_ALLOWED = _Text(
         403, "this kind of identity may not use this route", "call with an identity of the right kind"
     )
@@ -49,12 +41,8 @@ class Reason(Enum):
     POSTURE_FAILED = _Text(
         403, "the node's attestation failed", "inspect the node; an operator clears the failure after that"
     )
-    SEGMENT_FORBIDDEN = _Text(
-        403, "the segments do not allow this route", "add a route between the two segments"
-    )
-    TIER_INSUFFICIENT = _Text(
-        403, "the node's tier may not use this route", "use a node of a tier the route names"
-    )
+    SEGMENT_FORBIDDEN = _Text(403, "the segments do not allow this route", "add a route between the two segments")
+    TIER_INSUFFICIENT = _Text(403, "the node's tier may not use this route", "use a node of a tier the route names")
     DENY_OVERRIDE = _Text(
         403, "an explicit deny overrides every grant", "remove the deny rule if it is no longer meant"
     )
@@ -64,28 +52,20 @@ class Reason(Enum):
     POLICY_DENIED = _Text(403, "the policy denies this", "see `sallyport explain` for the rule")
 
     # --- Decisions: denials by fixed rule, before or instead of policy ----------------------------
-    IDENTITY_UNKNOWN = _Text(
-        403, "the certificate's identity is not in the inventory", "enrol the node again"
-    )
+    IDENTITY_UNKNOWN = _Text(403, "the certificate's identity is not in the inventory", "enrol the node again")
     IDENTITY_REVOKED = _Text(
         403, "the identity or its certificate is revoked", "enrol again after the operator allows it"
     )
-    IDENTITY_QUARANTINED = _Text(
-        403, "the identity is in quarantine", "an operator releases it after inspection"
-    )
+    IDENTITY_QUARANTINED = _Text(403, "the identity is in quarantine", "an operator releases it after inspection")
     CERTIFICATE_EXPIRED = _Text(403, "the certificate's validity has ended", "renew the certificate")
     CERTIFICATE_NOT_YET_VALID = _Text(
         403, "the certificate's validity has not begun", "check the clocks of node and authority"
     )
-    CERTIFICATE_SUPERSEDED = _Text(
-        403, "a newer certificate of this identity is in use", "use the newest certificate"
-    )
+    CERTIFICATE_SUPERSEDED = _Text(403, "a newer certificate of this identity is in use", "use the newest certificate")
     ATTESTATION_EXPIRED = _Text(403, "the last attestation is too old", "renew: send a fresh quote")
     ROUTE_UNKNOWN = _Text(404, "no route matches this host and path", "add a route, or check the address")
     REVISION_MISSING = _Text(503, "no policy revision is loaded", "publish a policy revision")
-    ENGINE_FAILED = _Text(
-        503, "the policy engine failed", "look at the gateway's log; the decision was a denial"
-    )
+    ENGINE_FAILED = _Text(503, "the policy engine failed", "look at the gateway's log; the decision was a denial")
     ENGINE_TIMEOUT = _Text(
         503, "the policy engine did not answer in time", "simplify the policy or raise its time limit"
     )
@@ -93,9 +73,7 @@ class Reason(Enum):
         503, "the policy engine's answer is not a decision", "mend the policy; it must answer by its schema"
     )
     DECISION_UNSTABLE = _Text(503, "the facts kept changing while this was decided", "try again")
-    DECISION_UNRECORDED = _Text(
-        503, "the decision could not be put on record", "free disk space for the decision log"
-    )
+    DECISION_UNRECORDED = _Text(503, "the decision could not be put on record", "free disk space for the decision log")
 
     # --- Requests that are no requests --------------------------------------------------------------
     REQUEST_MALFORMED = _Text(400, "the request is not well-formed HTTP", "send well-formed HTTP/1.1")
@@ -112,9 +90,7 @@ class Reason(Enum):
     URI_TOO_LONG = _Text(414, "the request target is too long", "send a shorter target")
     BODY_TOO_LARGE = _Text(413, "the body is larger than the route allows", "send a smaller body")
     REQUEST_TIMEOUT = _Text(408, "the request did not arrive in time", "send it faster")
-    UPGRADE_REFUSED = _Text(
-        400, "the upgrade is not allowed here", "upgrade to websocket on a route that allows it"
-    )
+    UPGRADE_REFUSED = _Text(400, "the upgrade is not allowed here", "upgrade to websocket on a route that allows it")
     EXPECTATION_UNKNOWN = _Text(417, "the expectation is not 100-continue", "drop the Expect header")
 
     # --- Upstreams and capacity -----------------------------------------------------------------------
@@ -159,9 +135,7 @@ class Reason(Enum):
     SETTING_UNKNOWN = _Text(500, "there is no such setting", "remove it, or correct its spelling")
     FILE_UNREADABLE = _Text(500, "a file cannot be read", "check its path, owner and mode")
     FILE_MODE_UNSAFE = _Text(500, "a secret's file can be read by others", "chmod 600 it")
-    STORAGE_FAILED = _Text(
-        503, "the database did not do what was asked", "check disk space and the database's log"
-    )
+    STORAGE_FAILED = _Text(503, "the database did not do what was asked", "check disk space and the database's log")
     AUDIT_FAILED = _Text(
         503, "the audit log could not be written, so nothing was done", "free disk space for the audit log"
     )
@@ -170,20 +144,14 @@ class Reason(Enum):
     )
 
     # --- Enrolment ----------------------------------------------------------------------------------------------
-    ENROLMENT_REFUSED = _Text(
-        403, "the enrolment is refused", "ask an operator; the audit log has the exact reason"
-    )
+    ENROLMENT_REFUSED = _Text(403, "the enrolment is refused", "ask an operator; the audit log has the exact reason")
     ENROLMENT_RATE_LIMITED = _Text(429, "too many enrolments from here", "try again later")
     TOKEN_UNKNOWN = _Text(403, "the enrolment token is not known", "ask for a new token")
     TOKEN_EXPIRED = _Text(403, "the enrolment token has expired", "ask for a new token")
     TOKEN_USED = _Text(403, "the enrolment token was used", "ask for a new token")
-    TOKEN_BOUND_ELSEWHERE = _Text(
-        403, "the enrolment token belongs to another TPM", "ask for a token for this node"
-    )
+    TOKEN_BOUND_ELSEWHERE = _Text(403, "the enrolment token belongs to another TPM", "ask for a token for this node")
     TOKEN_MALFORMED = _Text(400, "the enrolment token is not one", "copy the token whole")
-    TPM_STRUCTURE_MALFORMED = _Text(
-        400, "a TPM structure does not parse", "send the structure as the TPM made it"
-    )
+    TPM_STRUCTURE_MALFORMED = _Text(400, "a TPM structure does not parse", "send the structure as the TPM made it")
     TPM_TRAILING_BYTES = _Text(400, "bytes are left over after a TPM structure", "send the structure alone")
     TPM_ALGORITHM_REFUSED = _Text(
         400,
@@ -205,9 +173,7 @@ class Reason(Enum):
         "the EK certificate is not strict DER or has bytes left over",
         "strip padding after reading it from NV",
     )
-    EK_CERTIFICATE_PROFILE = _Text(
-        403, "the EK certificate does not follow the TCG profile", "check with the maker"
-    )
+    EK_CERTIFICATE_PROFILE = _Text(403, "the EK certificate does not follow the TCG profile", "check with the maker")
     EK_CERTIFICATE_EXTENSION = _Text(
         403, "the EK certificate has an unknown critical extension", "check with the maker"
     )
@@ -226,25 +192,19 @@ class Reason(Enum):
     TPM_CLASS_REFUSED = _Text(403, "this class of TPM is not accepted here", "use a hardware TPM")
     INVENTORY_UNKNOWN = _Text(403, "the node is not in the inventory", "add it, or hand it a token")
     INVENTORY_STATE = _Text(403, "the node's state forbids this", "an operator changes the state")
-    EK_CHANGED = _Text(
-        403, "this node's name belongs to another TPM", "remove the node first if its board was changed"
-    )
+    EK_CHANGED = _Text(403, "this node's name belongs to another TPM", "remove the node first if its board was changed")
     EK_TAKEN = _Text(403, "this TPM belongs to another node", "one TPM is one node: use its name")
     AK_ATTRIBUTE = _Text(
         403,
         "the AK's attributes are not those of an attestation key",
         "create it restricted, signing, fixed to this TPM",
     )
-    AK_HIERARCHY = _Text(
-        403, "the AK is not in the endorsement hierarchy", "create it under the endorsement hierarchy"
-    )
+    AK_HIERARCHY = _Text(403, "the AK is not in the endorsement hierarchy", "create it under the endorsement hierarchy")
     TLS_KEY_ATTRIBUTE = _Text(
         403, "the TLS key's attributes are wrong", "create it signing, unrestricted, fixed to this TPM"
     )
     SESSION_UNKNOWN = _Text(403, "the enrolment session is unknown, used or over", "begin again")
-    SERVER_KEY_CHANGED = _Text(
-        409, "another key of the authority answers than the one that began", "begin again"
-    )
+    SERVER_KEY_CHANGED = _Text(409, "another key of the authority answers than the one that began", "begin again")
     PROOF_WRONG = _Text(
         403, "the credential was not activated by this TPM", "begin again on the TPM that holds EK and AK"
     )
@@ -252,33 +212,25 @@ class Reason(Enum):
     ATTEST_TYPE = _Text(
         403, "the attested structure is of another type", "send the certify as certify and the quote as quote"
     )
-    ATTEST_SIGNATURE = _Text(
-        403, "the AK's signature does not verify", "sign with the enrolled AK by its own scheme"
-    )
+    ATTEST_SIGNATURE = _Text(403, "the AK's signature does not verify", "sign with the enrolled AK by its own scheme")
     ATTEST_NONCE = _Text(403, "the qualifying data is not of this session", "use this session's nonce")
     ATTEST_NAME = _Text(403, "the certified name is not that of the TLS key", "certify the key that was sent")
     ATTEST_SIGNER = _Text(403, "the qualified signer is not the AK", "sign with the enrolled AK")
     QUOTE_SELECTION = _Text(403, "the quote covers other PCRs than asked", "quote the asked bank and PCRs")
-    QUOTE_DIGEST = _Text(
-        403, "the PCR values are not those quoted", "read and quote again: a PCR moved in between"
-    )
+    QUOTE_DIGEST = _Text(403, "the PCR values are not those quoted", "read and quote again: a PCR moved in between")
     QUOTE_COUNTERS = _Text(403, "the TPM was reset between the structures", "begin again")
     CLOCK_REGRESSED = _Text(403, "the TPM's counters went back", "treat the node as cloned or rolled back")
     EVENT_LOG_MALFORMED = _Text(400, "the event log does not parse", "send the firmware's log unchanged")
     EVENT_LOG_MISMATCH = _Text(
         403, "the event log does not replay to the quoted PCRs", "send the firmware's log unchanged"
     )
-    REFERENCE_MISSING = _Text(
-        403, "there are no reference values for this node's class", "add reference values"
-    )
+    REFERENCE_MISSING = _Text(403, "there are no reference values for this node's class", "add reference values")
     REFERENCE_MISMATCH = _Text(
         403,
         "a measured value is not among the reference values",
         "check the firmware; add the value if it is meant",
     )
-    CSR_MALFORMED = _Text(
-        400, "the certificate request does not parse or its signature fails", "make it anew"
-    )
+    CSR_MALFORMED = _Text(400, "the certificate request does not parse or its signature fails", "make it anew")
     CSR_KEY_MISMATCH = _Text(
         403,
         "the certificate request's key is not the certified one",
@@ -289,9 +241,7 @@ class Reason(Enum):
     ATTESTATION_LATCHED = _Text(
         403, "an earlier attestation of this node failed", "an operator clears the failure after inspection"
     )
-    CLONE_SUSPECTED = _Text(
-        403, "the certificate offered is not the newest of this node", "treat the node as cloned"
-    )
+    CLONE_SUSPECTED = _Text(403, "the certificate offered is not the newest of this node", "treat the node as cloned")
 
     # --- Issuing ------------------------------------------------------------------------------------------------
     PROFILE_REFUSED = _Text(
@@ -304,16 +254,10 @@ class Reason(Enum):
     # --- Policy's life ------------------------------------------------------------------------------------------
     POLICY_COMPILE = _Text(400, "the policy does not compile", "mend it at the file and line given")
     POLICY_BOMB = _Text(400, "the policy exceeds a limit of time, memory, size or nesting", "make it smaller")
-    POLICY_BUILTIN = _Text(
-        400, "the policy uses a builtin that is not allowed", "use those in capabilities.json"
-    )
+    POLICY_BUILTIN = _Text(400, "the policy uses a builtin that is not allowed", "use those in capabilities.json")
     POLICY_TEST_FAILED = _Text(400, "a policy test fails", "mend the policy or the test")
-    POLICY_DATA_INVALID = _Text(
-        400, "a route, grant or segment is not valid", "mend it at the file and line given"
-    )
-    REVISION_SIGNATURE = _Text(
-        403, "the revision's signature does not verify", "publish with the policy signing key"
-    )
+    POLICY_DATA_INVALID = _Text(400, "a route, grant or segment is not valid", "mend it at the file and line given")
+    REVISION_SIGNATURE = _Text(403, "the revision's signature does not verify", "publish with the policy signing key")
     REVISION_DOWNGRADE = _Text(409, "the revision is older than one already seen", "publish a higher number")
     REVISION_MALFORMED = _Text(400, "the revision is not one", "build it with `sallyport policy build`")
 
