@@ -31,6 +31,10 @@ class PolicyEngine(Protocol):
         """The answer of the decision entrypoint."""
         ...
 
+    def peek(self, query: Query) -> Answer | None:
+        """The answer when it is at hand without waiting (cached); None when `decide` must be awaited."""
+        ...
+
     async def explain(self, query: Query) -> Mapping[str, Any]:
         """The document of the explain entrypoint: near misses and what each lacks. Uncached. Raises `Fault`."""
         ...

@@ -1,0 +1,1 @@
+"""Regions, tiers, health, and what age does to trust."""

@@ -1,0 +1,130 @@
+"""The decision on one request: fixed rules, then policy, then a re-check that nothing changed meanwhile.
+
+Steps, in this order; the first refusal stands:
+ 1. a policy revision is loaded
+ 2. the identity and its certificate are not revoked
+ 3. the certificate is valid now
+ 4. the identity is known, active and not in quarantine
+ 5. its last attestation did not fail, and is not over
+ 6. policy answers, from the cache or the engine, against the pinned snapshot
+ 7. nothing that touches this exchange changed since it registered; otherwise again, three times at most
+ 8. obligations that keep state (rates) are met
+
+Steps 1 to 5 rest on no policy: no revision of it, and no break-glass, can leave them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from foundation.clock import Clock
+from foundation.identity import AttestationClass, Posture, State, Verdict
+from foundation.reasons import Reason
+from gateway.fleet.staleness import StalenessSettings, staleness
+from gateway.proxy.identify import Peer
+from gateway.proxy.oblige import Obligations
+from gateway.snapshot import Snapshot, SnapshotStore
+from gateway.streams.registry import Exchange
+from policies.engine import PolicyEngine
+from policies.model import FOREVER, CanonicalRequest, Decision, Denial, Query, judge
+from policies.routes import Route
+
+MAX_TRIES = 3
+NO_POSTURE = Posture(AttestationClass.NONE, Verdict.PASSED)
+
+
+class Decider:
+    """Decides against the store's current snapshot. Holds no state of a request."""
+
+    def __init__(
+        self,
+        store: SnapshotStore,
+        clock: Clock,
+        staleness_settings: StalenessSettings,
+        obligations: Obligations,
+        decision_id: Callable[[], str],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._staleness = staleness_settings
+        self._obligations = obligations
+        self._decision_id = decision_id
+
+    def decide_now(self, peer: Peer, request: CanonicalRequest, route: Route, exchange: Exchange) -> Decision | None:
+        """The decision when it needs no waiting: a refusal by fixed rule, or policy's answer from the cache. None when
+        the engine must be asked. Between call and return nothing else runs, so there is nothing to re-check."""
+        snapshot = self._store.current
+        question = self._question(snapshot, peer, request, route)
+        if isinstance(question, Denial):
+            return question
+        engine, query, deadline = question
+        answer = engine.peek(query)
+        if answer is None:
+            return None
+        decision = judge(self._decision_id(), query, answer, deadline, snapshot.numbers)
+        return self._conclude(decision, peer, route, exchange)
+
+    async def decide(self, peer: Peer, request: CanonicalRequest, route: Route, exchange: Exchange) -> Decision:
+        """The decision on `request`, whose `exchange` is registered. Raises nothing but cancellation."""
+        return self._conclude(await self._settle(peer, request, route, exchange), peer, route, exchange)
+
+    def refuse(self, reason: Reason) -> Denial:
+        """A denial of what never became a question, such as a request that matches no route."""
+        return Denial(self._decision_id(), None, (reason,), self._store.current.numbers)
+
+    def _conclude(self, decision: Decision, peer: Peer, route: Route, exchange: Exchange) -> Decision:
+        if isinstance(decision, Denial):
+            return decision
+        unmet = self._obligations.unmet(decision)
+        if unmet is not None:
+            return Denial(decision.id, decision.query, (unmet,), decision.numbers)
+        request = decision.query.request
+        exchange.permitted(decision, lambda: self._settle(peer, request, route, exchange))
+        return decision
+
+    async def _settle(self, peer: Peer, request: CanonicalRequest, route: Route, exchange: Exchange) -> Decision:
+        for _ in range(MAX_TRIES):
+            snapshot, generation = self._store.current, exchange.generation
+            question = self._question(snapshot, peer, request, route)
+            if isinstance(question, Denial):
+                return question
+            engine, query, deadline = question
+            answer = await engine.decide(query)
+            if exchange.generation == generation:
+                return judge(self._decision_id(), query, answer, deadline, snapshot.numbers)
+        return self.refuse(Reason.DECISION_UNSTABLE)
+
+    def _question(
+        self, snapshot: Snapshot, peer: Peer, request: CanonicalRequest, route: Route
+    ) -> tuple[PolicyEngine, Query, float] | Denial:
+        now = self._clock.now()
+        record = snapshot.inventory.get(peer.id)
+        posture = snapshot.postures.get(peer.id, NO_POSTURE)
+        attested_until = FOREVER
+        if posture.attestation is not AttestationClass.NONE:
+            attested_until = self._store.attested_until(peer.id)
+        age, next_age = staleness(self._store.heartbeat_at, now, self._staleness)
+        query = None if record is None else Query(int(now), record, posture, route.name, request, age)
+        refusal = refusal_by_fixed_rule(snapshot, peer, posture, attested_until, now)
+        if refusal is not None or query is None or snapshot.policy is None:
+            return Denial(self._decision_id(), query, (refusal or Reason.IDENTITY_UNKNOWN,), snapshot.numbers)
+        return snapshot.policy.engine, query, min(peer.not_after, attested_until, next_age)
+
+
+def refusal_by_fixed_rule(
+    snapshot: Snapshot, peer: Peer, posture: Posture, attested_until: float, now: float
+) -> Reason | None:
+    """Steps 1 to 5: why `peer` may do nothing at all at `now`, or None. Times are seconds since the Unix epoch."""
+    record = snapshot.inventory.get(peer.id)
+    rules = (
+        (snapshot.policy is None, Reason.REVISION_MISSING),  # 1
+        (snapshot.is_revoked(peer.id, peer.serial), Reason.IDENTITY_REVOKED),  # 2
+        (now >= peer.not_after, Reason.CERTIFICATE_EXPIRED),  # 3
+        (now < peer.not_before, Reason.CERTIFICATE_NOT_YET_VALID),  # 3
+        (record is None, Reason.IDENTITY_UNKNOWN),  # 4
+        (record is not None and record.state is State.QUARANTINED, Reason.IDENTITY_QUARANTINED),  # 4
+        (record is not None and record.state is not State.ACTIVE, Reason.IDENTITY_REVOKED),  # 4
+        (posture.verdict is Verdict.FAILED, Reason.POSTURE_FAILED),  # 5
+        (now >= attested_until, Reason.ATTESTATION_EXPIRED),  # 5
+    )
+    return next((reason for broken, reason in rules if broken), None)
