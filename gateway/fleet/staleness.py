@@ -6,10 +6,10 @@ The authority's heartbeat says that the facts are whole. Without it they age:
 |---------------------------|---------|----------------|----------------|----------------|
 | under `stale_after`       | fresh   | policy decides | policy decides | policy decides |
 | under `expired_after`     | stale   | denied         | policy decides | policy decides |
-| over it                   | expired | denied         | denied         | policy decides, until the bound of certificates |
+| over it                   | expired | denied         | denied         | policy decides |
 
-The default policy holds this table (`policies/rego`); the gateway gives it the class, never the age, so that a decision
-may be cached. Certificates and attestations end trust by themselves, whatever the route's class.
+The default policy holds this table (`policies/rego`); the gateway gives it the class, never the age, so that a
+decision may be cached. Certificates and attestations end trust by themselves, whatever the route's class.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Obligations of a permit that keep state, met for each request after the cache.
 
-`rate` {per_second, burst}: a token bucket for each identity on each route. An obligation that this gateway does not know
-refuses: what policy demands is done or the request is denied.
+`rate` {per_second, burst}: a token bucket for each identity on each route. An obligation that this gateway does not
+know refuses: what policy demands is done or the request is denied.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import TypeGuard
 
 from foundation.clock import Clock
 from foundation.identifiers import SpiffeId
@@ -47,5 +48,5 @@ class Obligations:
         return None if allowed else Reason.RATE_LIMITED
 
 
-def _positive(value: object) -> bool:
+def _positive(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0

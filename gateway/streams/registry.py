@@ -1,7 +1,8 @@
 """Every exchange that is under way, and every connection, so that a change of trust finds what it touches.
 
 Laws held here:
-- an exchange registers before its decision and leaves with its last byte, whatever it looks like: a watch may be a POST;
+- an exchange registers before its decision and leaves with its last byte, whatever it looks like (a watch may be a
+  POST);
 - a change marks each exchange that it touches (`generation`); a decision made before the mark does not stand;
 - a revocation cuts at once, within the call that publishes it; any other change re-decides, and cuts what is denied;
 - cost follows the exchanges that a change touches, not those that are open.

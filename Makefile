@@ -1,0 +1,47 @@
+# Sallyport's entry points. Each installs what it needs and can be run again and again.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+BIN := .venv/bin
+export PATH := $(CURDIR)/.venv/bin:/usr/sbin:$(PATH)
+PACKAGES := foundation pki policies gateway agent
+
+.PHONY: help setup demo test check format generate bench attacks-proof fuzz clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
+
+setup: ## install what the others need (apt packages, .venv, opa)
+	@deploy/dev/setup.sh
+
+demo: setup ## the main job as a story, everything embedded; KEEP=1 leaves it running
+	@$(BIN)/python -m deploy.demo.story $(if $(KEEP),--keep)
+
+test: setup ## the whole suite; ARGS="tests/pki -k quote" narrows it
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup ## format, lint, types, import contracts, freshness of generated files
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m docs.generate --check
+
+format: setup ## format and mend what ruff can mend
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+generate: setup ## write the generated reference in docs/reference
+	@$(BIN)/python -m docs.generate
+
+bench: setup ## measure, with peers in the same run; writes benchmarks/results/latest.json
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+attacks-proof: setup ## take out each defence, one at a time, and require that its test fails
+	@$(BIN)/python -m tests.attacks.proof.run $(ARGS)
+
+fuzz: setup ## fuzz each parser for longer; SECONDS_EACH=60
+	@$(BIN)/python -m tests.fuzz.run --seconds $(or $(SECONDS_EACH),60)
+
+clean: ## remove what these targets made, but for .venv
+	@rm -rf .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
