@@ -1,0 +1,1 @@
+"""The steps from no tables to the present ones."""

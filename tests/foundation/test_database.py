@@ -1,0 +1,179 @@
+"""The database's laws on SQLite: one writer at a time, rollback, private files, faults."""
+
+from __future__ import annotations
+
+import asyncio
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text, update
+from sqlalchemy.exc import IntegrityError
+
+from foundation.faults import Fault
+from foundation.fields import Fields
+from foundation.reasons import Reason
+from foundation.storage.database import Database
+from foundation.storage.settings import StorageSettings
+
+tables = MetaData()
+counter = Table("counter", tables, Column("id", Integer, primary_key=True), Column("value", Integer, nullable=False))
+
+
+def settings_at(path: Path) -> StorageSettings:
+    return StorageSettings(url=f"sqlite+aiosqlite:///{path}")
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    opened = await Database.open(settings_at(tmp_path / "state" / "test.db"))
+    async with opened.transaction() as connection:
+        await connection.run_sync(tables.create_all)
+        await connection.execute(insert(counter).values(id=1, value=0))
+    yield opened
+    await opened.close()
+
+
+async def value(database: Database) -> int:
+    async with database.reading() as connection:
+        return (await connection.execute(select(counter.c.value))).scalar_one()
+
+
+async def raise_by_one(database: Database) -> None:
+    async with database.transaction() as connection:
+        before = (await connection.execute(select(counter.c.value))).scalar_one()
+        await asyncio.sleep(0)
+        await connection.execute(update(counter).values(value=before + 1))
+
+
+async def test_read_compare_write_loses_no_update(database: Database) -> None:
+    await asyncio.gather(*(raise_by_one(database) for _ in range(50)))
+    assert await value(database) == 50
+
+
+async def test_two_databases_on_one_file_lose_no_update(database: Database, tmp_path: Path) -> None:
+    other = await Database.open(settings_at(tmp_path / "state" / "test.db"))
+    try:
+        await asyncio.gather(*(raise_by_one(each) for _ in range(20) for each in (database, other)))
+    finally:
+        await other.close()
+    assert await value(database) == 40
+
+
+async def test_an_exception_rolls_back(database: Database) -> None:
+    async def write_and_fail() -> None:
+        async with database.transaction() as connection:
+            await connection.execute(update(counter).values(value=7))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await write_and_fail()
+    assert await value(database) == 0
+
+
+async def test_cancellation_rolls_back_and_frees_the_writer(database: Database) -> None:
+    inside = asyncio.Event()
+
+    async def hang() -> None:
+        async with database.transaction() as connection:
+            await connection.execute(update(counter).values(value=7))
+            inside.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(hang())
+    await inside.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await raise_by_one(database)
+    assert await value(database) == 1
+
+
+async def test_a_reader_sees_one_state_beside_a_writer(database: Database) -> None:
+    async with database.reading() as connection:
+        before = (await connection.execute(select(counter.c.value))).scalar_one()
+        await raise_by_one(database)
+        assert (await connection.execute(select(counter.c.value))).scalar_one() == before
+    assert await value(database) == before + 1
+
+
+async def test_a_broken_constraint_is_the_callers(database: Database) -> None:
+    with pytest.raises(IntegrityError):
+        async with database.transaction() as connection:
+            await connection.execute(insert(counter).values(id=1, value=1))
+
+
+async def test_a_drivers_failure_is_a_fault_without_parameters(database: Database) -> None:
+    with pytest.raises(Fault) as caught:
+        async with database.transaction() as connection:
+            await connection.execute(text("INSERT INTO nowhere VALUES (:it)"), {"it": "hush"})
+    assert caught.value.reason is Reason.STORAGE_FAILED
+    assert "hush" not in str(caught.value.__cause__) + caught.value.internal
+
+
+async def test_a_transaction_inside_another_is_refused_in_bounded_time(tmp_path: Path) -> None:
+    settings = StorageSettings(url=f"sqlite+aiosqlite:///{tmp_path / 'test.db'}", wait=0.01)
+    database = await Database.open(settings)
+    try:
+        async with database.transaction():
+            with pytest.raises(Fault) as caught:
+                await raise_by_one(database)
+    finally:
+        await database.close()
+    assert caught.value.reason is Reason.STORAGE_FAILED
+
+
+async def test_pragmas_are_on(database: Database) -> None:
+    async with database.reading() as connection:
+        found = [
+            (await connection.execute(text(f"PRAGMA {name}"))).scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        ]
+    assert found == ["wal", 2, 1]
+
+
+async def test_files_are_private(database: Database, tmp_path: Path) -> None:
+    await raise_by_one(database)
+    folder = tmp_path / "state"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+
+
+async def test_a_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "open.db"
+    path.touch(mode=0o644)
+    with pytest.raises(Fault) as caught:
+        await Database.open(settings_at(path))
+    assert caught.value.reason is Reason.FILE_MODE_UNSAFE
+
+
+async def test_what_is_no_database_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "text.db"
+    path.write_bytes(b"not a database" * 100)
+    path.chmod(0o600)
+    with pytest.raises(Fault) as caught:
+        await Database.open(settings_at(path))
+    assert caught.value.reason is Reason.STORAGE_FAILED
+
+
+async def test_migrating_twice_changes_nothing(database: Database) -> None:
+    await database.migrate()
+    await database.migrate()
+    assert await value(database) == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://h/d",
+        "sqlite:///x",
+        "nonsense",
+        "postgresql+asyncpg://user:secret@h/d",
+    ],
+)
+def test_urls_that_are_refused(url: str) -> None:
+    with pytest.raises(Fault) as caught:
+        StorageSettings.parse(Fields({"url": url}, "storage", Reason.SETTING_INVALID))
+    assert caught.value.field == "storage.url"
+    assert "secret" not in str(caught.value)
