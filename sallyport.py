@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import click
 import typer
+from typer.core import TyperGroup
 from typer.main import get_command
 
 # command → (module of the package's typer app, what `sallyport --help` says)
@@ -27,26 +27,37 @@ _COMMANDS = {
 }
 
 
-class _Lazy(click.Group):
+class _Lazy(TyperGroup):
     """A group that imports a package when one of its commands is called, and not before."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return list(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in _COMMANDS:
             return None
         module, attribute, _ = _COMMANDS[cmd_name]
-        app: Any = getattr(importlib.import_module(module), attribute or "app")
-        command = get_command(app)
+        command = get_command(getattr(importlib.import_module(module), attribute or "app"))
         command.name = cmd_name
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
 
 
+app = typer.Typer(cls=_Lazy, no_args_is_help=True, help=(__doc__ or "").split("\n", maxsplit=1)[0])
+
+
+@app.callback()
+def _root() -> None:
+    """Zero-trust gateway and PKI for fleets of edge nodes with TPM 2.0."""
+
+
 def main() -> None:
     """Run the command line."""
-    _Lazy(name="sallyport", help=__doc__.split("\n")[0] if __doc__ else "")()
+    app(prog_name="sallyport")
+
+
+if __name__ == "__main__":
+    main()

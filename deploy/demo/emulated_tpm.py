@@ -122,7 +122,7 @@ class EmulatedTpm:
         ).split()
         command += ["--tpmstate", f"dir={self.state}", "--log", f"file={self.command_log},level=3,truncate"]
         # All words are ours, and there is no shell.
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def _wait_ready(self, process: subprocess.Popen[bytes]) -> bool:
         """The control port tells: a connection to the command port would take the one place there is."""
@@ -176,7 +176,7 @@ def set_up_by_swtpm(folder: Path) -> tuple[EmulatedTpm, tuple[bytes, bytes]]:
     )
     command = ["swtpm_setup", "--tpm2", "--create-ek-cert", "--ecc", "--overwrite", "--pcr-banks", "sha256"]
     command += ["--tpm-state", str(device.state), "--config", str(folder / "setup.conf")]
-    subprocess.run(command, check=True, capture_output=True)  # noqa: S603  # all words are ours, and there is no shell
+    subprocess.run(command, check=True, capture_output=True)  # all words are ours, and there is no shell
     root = (authority / "swtpm-localca-rootca-cert.pem").read_bytes()
     return device, (root, (authority / "issuercert.pem").read_bytes())
 

@@ -122,7 +122,8 @@ class Registry:
         if touched.everything:
             self._mark(list(self._all_exchanges()))
             return
-        for key in (*touched.identities, *touched.serials):
+        keys: list[SpiffeId | str] = [*touched.identities, *touched.serials]
+        for key in keys:
             if _is_revoked(snapshot, key):
                 self._sever(key)
             else:
