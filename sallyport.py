@@ -6,11 +6,14 @@ Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 th
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command
+
+from foundation.faults import Fault
 
 # command → (module of the package's typer app, what `sallyport --help` says)
 _COMMANDS = {
@@ -46,7 +49,8 @@ class _Lazy(TyperGroup):
             formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
 
 
-app = typer.Typer(cls=_Lazy, no_args_is_help=True, help=(__doc__ or "").split("\n", maxsplit=1)[0])
+# Rich help would import every package to print one line of each; rich tracebacks could show a secret among the locals.
+app = typer.Typer(cls=_Lazy, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @app.callback()
@@ -55,8 +59,12 @@ def _root() -> None:
 
 
 def main() -> None:
-    """Run the command line."""
-    app(prog_name="sallyport")
+    """Run the command line; a fault is told with what to do about it."""
+    try:
+        app(prog_name="sallyport")
+    except Fault as fault:
+        sys.stderr.write(f"sallyport: {fault}\n  what to do: {fault.reason.remedy}\n")
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":
