@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -25,13 +25,15 @@ class Caller:
 @dataclass(frozen=True, slots=True)
 class AuditEvent:
     """One change of trust. `kind` is dotted and in the past tense (`node.enrolled`); `subject` is what changed;
-    `detail` holds plain JSON values and never a secret; `reason` is the code when it records a refusal."""
+    `detail` holds plain JSON values and never a secret; `reason` is the code when it records a refusal; `trace` is the
+    W3C trace ID of what caused it, in hex."""
 
     kind: str
     actor: str
     subject: str
     reason: str = ""
     detail: Mapping[str, Any] = field(default_factory=dict)
+    trace: str = ""
 
 
 class AuditLog(Protocol):
@@ -61,9 +63,42 @@ class ChangeFeed(Protocol):
         ...
 
 
-class DecisionRecorder(Protocol):
-    """Puts a decision on record before its answer goes out."""
+@dataclass(slots=True)
+class DecisionEntry:
+    """One decision for the record. `at` is seconds since the Unix epoch; `reasons` are codes; `target` is the request
+    target as it was authorised. Texts are empty where they do not apply.
 
-    def record(self, entry: Mapping[str, Any]) -> None:
-        """Hand one decision over. Raises `Fault(DECISION_UNRECORDED)` when it cannot be kept."""
+    input: makes the frozen input as one JSON object, the part that policy can read; None when policy was not asked. It
+    is called at most once, and not at all when an entry of the same `input_key` is at hand to refer to. Equal keys
+    therefore mean equal inputs; an empty key is never shared.
+    critical: the route refuses rather than go unrecorded. lost: set by the recorder when the entry was not kept.
+    """
+
+    id: str
+    at: float
+    allow: bool
+    reasons: tuple[str, ...]
+    identity: str
+    route: str
+    method: str
+    target: str
+    grant: str
+    numbers: SnapshotNumbers
+    critical: bool = False
+    input: Callable[[], bytes] | None = None
+    input_key: bytes = b""
+    lost: bool = field(default=False, init=False)
+
+
+class DecisionRecorder(Protocol):
+    """Puts decisions on record before their answers go out. Both calls are synchronous and cheap."""
+
+    def record(self, entry: DecisionEntry) -> None:
+        """Take one decision; it reaches the kernel with this turn of the event loop, or with `flush`."""
+        ...
+
+    def flush(self, entry: DecisionEntry) -> None:
+        """Call before the effect or answer that `entry` decides goes out: hands to the kernel what is still here, and
+        does nothing when that happened already. Raises `Fault(DECISION_UNRECORDED)` when `entry` is critical and was
+        not kept."""
         ...
