@@ -1,0 +1,81 @@
+"""Follows an authority's changes into the snapshot, wherever the authority runs.
+
+Laws held here:
+- a policy revision is enforced only when its signature verifies and its number is above the floor; one that does not
+  load leaves the revision before in force, and the refusal is on the audit log;
+- the floor is on disk before the revision is enforced, so that a restart cannot take an older one;
+- a broken feed ages the facts (`gateway.fleet.staleness`); it never removes them, and it never adds one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+from foundation.clock import Clock
+from foundation.faults import Fault
+from foundation.identity import Change, Heartbeat, PolicyPublished, SnapshotNumbers
+from foundation.ports import AuditEvent, AuditLog, ChangeFeed
+from gateway.snapshot import PolicyPart, SnapshotStore
+
+RETRY_FIRST, RETRY_LAST = 0.2, 15.0
+_LOG = logging.getLogger(__name__)
+
+# Verifies, raises the floor on disk and loads a published bundle. Raises `Fault` with the reason of the refusal.
+LoadPolicy = Callable[[PolicyPublished], Awaitable[PolicyPart]]
+
+
+class Follower:
+    """Applies changes in order until cancelled. `caught_up` is set once facts and policy are whole."""
+
+    def __init__(self, feed: ChangeFeed, store: SnapshotStore, load: LoadPolicy, audit: AuditLog, clock: Clock) -> None:
+        self._feed = feed
+        self._store = store
+        self._load = load
+        self._audit = audit
+        self._clock = clock
+        self._numbers: SnapshotNumbers | None = None
+        self.caught_up = asyncio.Event()
+
+    async def run(self) -> None:
+        """Follow; on any break, wait a growing and jittered time and continue from the last number."""
+        wait = RETRY_FIRST
+        while True:
+            try:
+                async with self._feed.follow(self._numbers) as changes:
+                    async for change in changes:
+                        await self._apply(change)
+                        wait = RETRY_FIRST
+            except (Fault, OSError) as error:
+                _LOG.warning("the authority's feed broke: %s", error)
+            await self._clock.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not a secret
+            wait = min(wait * 2, RETRY_LAST)
+
+    async def _apply(self, change: Change) -> None:
+        if isinstance(change, PolicyPublished):
+            await self._publish(change)
+            return
+        self._store.apply(change)
+        if isinstance(change, Heartbeat):
+            self._numbers = change.numbers
+            self.caught_up.set()
+
+    async def _publish(self, change: PolicyPublished) -> None:
+        before = self._store.current.policy
+        if before is not None and change.revision <= before.revision:
+            return
+        try:
+            part = await self._load(change)
+        except Fault as fault:
+            _LOG.error("revision %d is refused: %s", change.revision, fault)
+            refused = AuditEvent("policy.refused", "gateway", f"revision/{change.revision}", fault.reason.code)
+            await self._audit.append(refused)
+            return
+        await self._audit.append(
+            AuditEvent("policy.enforced", "gateway", f"revision/{part.revision}", detail={"digest": part.digest})
+        )
+        self._store.publish_policy(part)
+        if before is not None:
+            await before.engine.close()

@@ -1,0 +1,97 @@
+"""Changes reach the snapshot in order; a bad revision changes nothing; a broken feed is taken up again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from foundation.faults import Fault
+from foundation.identity import Change, Heartbeat, IdentityChanged, PolicyPublished, SnapshotNumbers
+from foundation.ports import AuditEvent
+from foundation.reasons import Reason
+from gateway.follow import RETRY_FIRST, Follower
+from gateway.proxy.route import RouteTable
+from gateway.snapshot import PolicyPart, SnapshotStore
+from tests.fakes.clock import ManualClock
+from tests.fakes.trust import FakeEngine, record, spiffe
+
+
+class ScriptedFeed:
+    """Each follow plays one script; after the last it stays silent."""
+
+    def __init__(self, *scripts: list[Change | Exception]) -> None:
+        self.scripts = list(scripts)
+        self.since: list[SnapshotNumbers | None] = []
+
+    @asynccontextmanager
+    async def follow(self, since: SnapshotNumbers | None) -> AsyncIterator[AsyncIterator[Change]]:
+        self.since.append(since)
+
+        async def play() -> AsyncIterator[Change]:
+            for step in self.scripts.pop(0) if self.scripts else []:
+                if isinstance(step, Exception):
+                    raise step
+                yield step
+            await asyncio.Event().wait()
+
+        yield play()
+
+
+class Audit(list[AuditEvent]):
+    async def append(self, event: AuditEvent) -> int:  # type: ignore[override]  # the port's append, kept in a list
+        super().append(event)
+        return len(self)
+
+
+async def load(change: PolicyPublished) -> PolicyPart:
+    if change.bundle == b"bad":
+        raise Fault(Reason.REVISION_SIGNATURE)
+    return PolicyPart(change.revision, f"digest-{change.revision}", FakeEngine(), RouteTable(()))
+
+
+async def follow(feed: ScriptedFeed, clock: ManualClock, turns: int = 1) -> tuple[SnapshotStore, Audit, Follower]:
+    store, audit = SnapshotStore(), Audit()
+    follower = Follower(feed, store, load, audit, clock)
+    task = asyncio.create_task(follower.run())
+    for _ in range(turns):
+        for _ in range(20):
+            await asyncio.sleep(0)
+        clock.advance(RETRY_FIRST * 2)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return store, audit, follower
+
+
+def heartbeat(at: float, inventory: int) -> Heartbeat:
+    return Heartbeat(at, SnapshotNumbers(1, 0, 0, inventory))
+
+
+async def test_facts_and_policy_arrive() -> None:
+    feed = ScriptedFeed([PolicyPublished(1, b"ok"), IdentityChanged(7, record()), heartbeat(5.0, 7)])
+    store, audit, follower = await follow(feed, ManualClock())
+    assert store.current.numbers == SnapshotNumbers(1, 0, 0, 7)
+    assert store.current.inventory[spiffe()] == record()
+    assert store.heartbeat_at == 5.0
+    assert follower.caught_up.is_set()
+    assert [event.kind for event in audit] == ["policy.enforced"]
+
+
+async def test_a_refused_revision_leaves_the_one_before_in_force() -> None:
+    feed = ScriptedFeed([PolicyPublished(1, b"ok"), PolicyPublished(2, b"bad"), heartbeat(5.0, 0)])
+    store, audit, _ = await follow(feed, ManualClock())
+    assert store.current.numbers.policy == 1
+    assert [(event.kind, event.reason) for event in audit][1] == ("policy.refused", "revision_signature")
+
+
+async def test_an_older_revision_is_not_taken_up() -> None:
+    feed = ScriptedFeed([PolicyPublished(2, b"ok"), PolicyPublished(1, b"ok")])
+    store, _, _ = await follow(feed, ManualClock())
+    assert store.current.numbers.policy == 2
+
+
+async def test_a_broken_feed_is_continued_from_the_last_heartbeat() -> None:
+    feed = ScriptedFeed([heartbeat(5.0, 3), OSError("reset")], [IdentityChanged(4, record()), heartbeat(6.0, 4)])
+    store, _, _ = await follow(feed, ManualClock(), turns=2)
+    assert feed.since[:2] == [None, SnapshotNumbers(1, 0, 0, 3)]
+    assert store.heartbeat_at == 6.0

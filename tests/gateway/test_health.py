@@ -1,0 +1,37 @@
+"""The loopback pages."""
+
+from __future__ import annotations
+
+import aiohttp
+import pytest
+from aiohttp.test_utils import TestServer
+from prometheus_client import CollectorRegistry, Counter
+
+from foundation.faults import Fault
+from foundation.fields import Fields
+from foundation.reasons import Reason
+from gateway.health import HealthSettings, health_app
+
+
+async def test_ready_only_when_every_part_is() -> None:
+    registry, waiting = CollectorRegistry(), {"policy": "no revision is loaded", "feed": ""}
+    Counter("things", "things", registry=registry).inc()
+    app = health_app(registry, {part: (lambda part=part: waiting[part]) for part in waiting})  # type: ignore[misc]
+    async with TestServer(app) as server, aiohttp.ClientSession(server.make_url("/")) as client:
+        async with client.get("/healthz") as answer:
+            assert answer.status == 200
+        async with client.get("/readyz") as answer:
+            assert (answer.status, await answer.json()) == (
+                503,
+                {"ready": False, "waiting": {"policy": "no revision is loaded"}},
+            )
+        waiting["policy"] = ""
+        async with client.get("/readyz") as answer:
+            assert answer.status == 200
+        async with client.get("/metrics") as answer:
+            assert "things_total 1.0" in await answer.text()
+
+
+def test_other_addresses_are_refused() -> None:
+    with pytest.raises(Fault):
+        HealthSettings.parse(Fields({"host": "0.0.0.0"}, "health", Reason.SETTING_INVALID))  # noqa: S104  # refused
