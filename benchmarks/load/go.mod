@@ -1,0 +1,3 @@
+module sallyport.example/benchmarks/load
+
+go 1.21
