@@ -15,8 +15,8 @@ LATEST = Path(__file__).resolve().parent / "results" / "latest.json"
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """`goal` reads as a text (`at most 150`); `reached` says whether `value` (or `ratio`) meets it. Peer fields are empty
-    when the figure has no peer. `command` repeats the measurement."""
+    """`goal` reads as a text (`at most 150`); `reached` says whether `value` (or `ratio`) meets it. Peer fields are
+    empty when the figure has no peer. `command` repeats the measurement."""
 
     figure: str
     value: float

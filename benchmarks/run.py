@@ -1,7 +1,7 @@
 """Runs every benchmark, or those named, prints a table and writes benchmarks/results/latest.json.
 
-Each benchmark is a module of this package with `figures() -> list[Figure]`. Exit code 0 whatever the figures are: a figure
-that falls short is reported as it is.
+Each benchmark is a module of this package with `figures() -> list[Figure]`. Exit code 0 whatever the figures are: a
+figure that falls short is reported as it is.
 """
 
 from __future__ import annotations
