@@ -1,0 +1,42 @@
+"""A call into Wasm that costs little.
+
+`wasmtime.Func.__call__` asks wasmtime for the function's type and makes type and value objects anew on every call: 45 µs
+for the seven arguments of `opa_eval`, more than a lean policy takes. This calls the same C function with arrays made
+once. It uses names that the package keeps to itself, so pyproject.toml holds wasmtime to one major version.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import wasmtime
+from wasmtime import _ffi as ffi
+from wasmtime._func import enter_wasm
+
+
+class FastCall:
+    """`function` of `store`, taking `parameters` 32-bit integers and returning one."""
+
+    def __init__(self, store: wasmtime.Store, function: wasmtime.Func, parameters: int) -> None:
+        self._store = store
+        self._context = store._context()
+        self._function = ctypes.byref(function._func)
+        self._count = parameters
+        self._arguments = (ffi.wasmtime_val_t * parameters)()
+        for argument in self._arguments:
+            argument.kind = ffi.WASMTIME_I32
+        self._unions = [argument.of for argument in self._arguments]
+        self._result = (ffi.wasmtime_val_t * 1)()
+
+    def __call__(self, *values: int) -> int:
+        """Raises what `wasmtime.Func.__call__` does."""
+        for union, value in zip(self._unions, values, strict=True):
+            union.i32 = value
+        with enter_wasm(self._store) as trap:
+            error = ffi.wasmtime_func_call(
+                self._context, self._function, self._arguments, self._count, self._result, 1, trap
+            )
+            if error:
+                raise wasmtime.WasmtimeError._from_ptr(error)
+        number: int = self._result[0].of.i32
+        return number

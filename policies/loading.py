@@ -1,0 +1,15 @@
+"""From a compiled policy to the engine that the settings name."""
+
+from __future__ import annotations
+
+import asyncio
+
+from policies.engine import CompiledPolicy, PolicyEngine
+from policies.settings import PolicySettings
+from policies.wasm import WasmEngine
+
+
+async def load_engine(compiled: CompiledPolicy, settings: PolicySettings) -> PolicyEngine:
+    """An engine with this policy loaded. Raises `Fault(ENGINE_FAILED)` when it cannot be loaded."""
+    engine = await asyncio.to_thread(WasmEngine, compiled, settings)
+    return engine  # noqa: RET504 - to_thread must not infer the protocol

@@ -1,0 +1,217 @@
+"""The embedded engine: policy as WebAssembly, run by wasmtime (OPA's Wasm ABI 1.2 and later).
+
+Laws held here:
+- the module has no import but its memory, `opa_abort` and the builtins of `policies.builtins`: no files, no network;
+- an evaluation ends by its deadline and stays below its memory bound; either way out is a denial;
+- an instance in which an evaluation did not end well is thrown away.
+
+An evaluation runs in the caller's thread and never waits. One engine belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import wasmtime
+
+from foundation.faults import Fault
+from foundation.reasons import Reason
+from policies.builtins import BUILTINS, BuiltinFault
+from policies.engine import DECISION_ENTRYPOINT, EXPLAIN_ENTRYPOINT, CompiledPolicy
+from policies.fastcall import FastCall
+from policies.model import Answer, Query, parse_answer
+from policies.settings import PolicySettings
+
+MAX_ANSWER_BYTES = 1 << 20
+_PAGE = 65_536
+_TICKS = 4  # per deadline: an evaluation is stopped after its time and at most a quarter more
+_I32 = wasmtime.ValType.i32()
+_FIRST_LOOK = 1024
+_to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+class WasmEngine:
+    """Implements `policies.engine.PolicyEngine`. Making one compiles the module, which takes a good part of a second of
+    processor time: do it in a thread. Raises `Fault(ENGINE_FAILED)` when the module cannot be loaded."""
+
+    def __init__(self, compiled: CompiledPolicy, settings: PolicySettings) -> None:
+        config = wasmtime.Config()
+        config.epoch_interruption = True
+        self._engine = wasmtime.Engine(config)
+        self._data = _to_json(compiled.data).encode()
+        self._memory = settings.memory
+        try:
+            self._module = wasmtime.Module(self._engine, compiled.wasm)
+            self._instance: _Instance | None = self._instantiate()
+        except (wasmtime.WasmtimeError, wasmtime.Trap, BuiltinFault, KeyError) as error:
+            raise Fault(Reason.ENGINE_FAILED, "the compiled policy cannot be loaded", internal=str(error)) from error
+        self._ticker = _Ticker(self._engine, settings.decision_timeout / _TICKS)
+
+    async def decide(self, query: Query) -> Answer:
+        return self.decide_now(query)
+
+    def decide_now(self, query: Query) -> Answer:
+        """As `decide`, for callers that are not asynchronous."""
+        try:
+            return parse_answer(self._evaluate(DECISION_ENTRYPOINT, query))
+        except Fault as fault:
+            return Answer(False, (fault.reason,))
+
+    async def explain(self, query: Query) -> Mapping[str, Any]:
+        document = self._evaluate(EXPLAIN_ENTRYPOINT, query)
+        if not isinstance(document, dict):
+            raise Fault(Reason.ENGINE_ANSWER_INVALID, "the explanation is not an object")
+        return document
+
+    async def close(self) -> None:
+        self._ticker.stop()
+        self._instance = None
+
+    def _evaluate(self, entrypoint: str, query: Query) -> object:
+        try:
+            document = _to_json(query.to_input()).encode()
+        except ValueError as error:
+            raise Fault(Reason.ENGINE_FAILED, "the query is not JSON in UTF-8") from error
+        return self.evaluate(entrypoint, document)
+
+    def evaluate(self, entrypoint: str, document: bytes) -> object:
+        """The value of `entrypoint` for `input` as JSON; `None` when it is undefined. Raises `Fault`: `ENGINE_TIMEOUT`,
+        `ENGINE_ANSWER_INVALID` or `ENGINE_FAILED`."""
+        instance, self._instance = self._instance, None
+        try:
+            instance = instance or self._instantiate()
+            answer = instance.evaluate(entrypoint, document, _TICKS + 1)
+        except wasmtime.Trap as trap:
+            timeout = trap.trap_code == wasmtime.TrapCode.INTERRUPT
+            reason = Reason.ENGINE_TIMEOUT if timeout else Reason.ENGINE_FAILED
+            raise Fault(reason, internal=str(trap)[:1024]) from trap
+        except (wasmtime.WasmtimeError, BuiltinFault, MemoryError, KeyError) as error:
+            raise Fault(Reason.ENGINE_FAILED, internal=str(error)[:1024]) from error
+        self._instance = instance
+        return _result(answer)
+
+    def _instantiate(self) -> _Instance:
+        return _Instance(self._engine, self._module, self._memory, self._data)
+
+
+class _Instance:
+    """One instance with the data on its heap."""
+
+    def __init__(self, engine: wasmtime.Engine, module: wasmtime.Module, memory: int, data: bytes) -> None:
+        self._store = wasmtime.Store(engine)
+        self._store.set_limits(memory_size=memory, instances=1, memories=1, tables=1)
+        self._store.set_epoch_deadline(1_000)  # loading is bounded too
+        self._most = memory
+        least = next(item.type.limits.min for item in module.imports if isinstance(item.type, wasmtime.MemoryType))
+        limits = wasmtime.Limits(least, memory // _PAGE)
+        self._memory = wasmtime.Memory(self._store, wasmtime.MemoryType(limits))
+        self._exports = wasmtime.Instance(self._store, module, [self._import(item) for item in module.imports]).exports(
+            self._store
+        )
+        self._eval = FastCall(self._store, self._function("opa_eval"), 7)
+        self._entrypoints: dict[str, int] = self._load(self._call("entrypoints"))
+        self._builtins = {number: name for name, number in self._load(self._call("builtins")).items()}
+        self._data = self._parse(data)
+        self._heap: int = self._call("opa_heap_ptr_get")
+
+    def evaluate(self, entrypoint: str, document: bytes, ticks: int) -> bytes:
+        """The result set for `input` as JSON, as JSON. The heap begins anew behind the data each time."""
+        store = self._store
+        self._write(self._heap, document)
+        end = (self._heap + len(document) + 7) & ~7
+        store.set_epoch_deadline(ticks)
+        number = self._entrypoints[entrypoint]
+        return self._text(self._eval(0, number, self._data, self._heap, len(document), end, 0))
+
+    def _import(self, item: wasmtime.ImportType) -> wasmtime.Func | wasmtime.Memory:
+        if isinstance(item.type, wasmtime.MemoryType):
+            return self._memory
+        if not isinstance(item.type, wasmtime.FuncType):
+            raise KeyError(item.name)
+        if item.name == "opa_abort":
+            return wasmtime.Func(self._store, item.type, self._abort)
+        if item.name is not None and item.name.startswith("opa_builtin"):
+            return wasmtime.Func(self._store, item.type, self._builtin)
+        raise KeyError(item.name)
+
+    def _abort(self, address: int) -> None:
+        raise BuiltinFault("aborted: " + self._text(address).decode(errors="replace")[:512])
+
+    def _builtin(self, number: int, _context: int, *arguments: int) -> int:
+        """A builtin that Wasm asks the host for. An error halts the evaluation: OPA's other way, to carry on as if the
+        expression were false, would turn a `not` into a permit."""
+        function = BUILTINS.get(self._builtins[number])
+        if function is None:
+            raise BuiltinFault(f"{self._builtins[number]} is not provided")
+        values = [self._load(address) for address in arguments]
+        return self._parse(_to_json(function(*values)).encode())
+
+    def _parse(self, document: bytes) -> int:
+        """The address of the value that `document` spells."""
+        address: int = self._call("opa_malloc", len(document))
+        self._write(address, document)
+        value: int = self._call("opa_json_parse", address, len(document))
+        if value == 0:
+            raise BuiltinFault("a value is not JSON")
+        return value
+
+    def _load(self, value: int) -> Any:
+        """The value at an address. Sets arrive as arrays."""
+        return json.loads(self._text(self._call("opa_json_dump", value)))
+
+    def _write(self, address: int, content: bytes) -> None:
+        missing = address + len(content) + 8 - self._memory.data_len(self._store)
+        if missing > 0:
+            self._memory.grow(self._store, -(-missing // _PAGE))
+        base = ctypes.addressof(self._memory.data_ptr(self._store).contents)
+        ctypes.memmove(base + address, content, len(content))
+
+    def _text(self, address: int) -> bytes:
+        """The bytes from `address` to the next NUL, never beyond the memory."""
+        available = min(self._memory.data_len(self._store) - address, MAX_ANSWER_BYTES)
+        if available <= 0 or address <= 0:
+            raise BuiltinFault("an address outside the memory")
+        base = ctypes.addressof(self._memory.data_ptr(self._store).contents)
+        for length in (min(_FIRST_LOOK, available), available):
+            text, end, _ = ctypes.string_at(base + address, length).partition(b"\0")
+            if end:
+                return text
+        raise BuiltinFault("an answer without end")
+
+    def _function(self, name: str) -> wasmtime.Func:
+        function = self._exports[name]
+        if not isinstance(function, wasmtime.Func):
+            raise KeyError(name)
+        return function
+
+    def _call(self, name: str, *arguments: int) -> Any:
+        return self._function(name)(self._store, *arguments)
+
+
+class _Ticker:
+    """Moves an engine's epoch on, so that deadlines pass while Wasm runs without the interpreter's lock."""
+
+    def __init__(self, engine: wasmtime.Engine, interval: float) -> None:
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._tick, args=(engine, interval), name="policy-epoch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _tick(self, engine: wasmtime.Engine, interval: float) -> None:
+        while not self._stopped.wait(interval):
+            engine.increment_epoch()
+
+
+def _result(answer: bytes) -> object:
+    try:
+        results = json.loads(answer)
+        return results[0]["result"] if results else None
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise Fault(Reason.ENGINE_ANSWER_INVALID, "the answer is not a result set") from error
