@@ -24,6 +24,8 @@ from foundation.reasons import Reason
 from foundation.wire.enrolment import PcrSelection
 
 try:
+    from tpm2_pytss import ESAPI, TSS2_Exception
+
     from agent import tpm_commands
 except (ImportError, OSError):  # tpm2-pytss is an extra: a node without a TPM does without
     tpm_commands = None  # type: ignore[assignment]
@@ -109,7 +111,7 @@ class Tpm:
                 answer.set_exception(self._as_fault(error))
 
     def _connect(self) -> None:
-        self._esapi = tpm_commands.ESAPI(self._tcti)
+        self._esapi = ESAPI(self._tcti)
         tpm_commands.flush_leftovers(self._esapi)
 
     def _disconnect(self) -> None:
@@ -128,7 +130,7 @@ class Tpm:
     def _sign(self, key: TlsKeyFile, digest: bytes) -> bytes:
         try:
             return self._sign_once(key, digest)
-        except tpm_commands.TSS2_Exception:
+        except TSS2_Exception:
             self._reconnect()
             return self._sign_once(key, digest)
 
@@ -168,6 +170,6 @@ class Tpm:
             raise Fault(Reason.TPM_UNAVAILABLE, f"no answer in {_ANSWER_SECONDS:.0f} s", field="tcti") from None
 
     def _as_fault(self, error: BaseException) -> BaseException:
-        if isinstance(error, tpm_commands.TSS2_Exception):
+        if isinstance(error, TSS2_Exception):
             return Fault(Reason.TPM_UNAVAILABLE, str(error), field="tcti")
         return error
