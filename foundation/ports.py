@@ -14,12 +14,14 @@ from foundation.identity import Change, SnapshotNumbers
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who calls an API: proven by a client certificate, by a JWT bound to one, or by the Unix socket's peer credentials
-    (`via` is `certificate`, `jwt` or `socket`). `epoch` and `serial` are those of the certificate's identity."""
+    (`via` is `certificate`, `jwt` or `socket`). `serial` and `not_after` (seconds since the Unix epoch) are the client
+    certificate's."""
 
     id: SpiffeId
     roles: tuple[str, ...]
     via: str
     serial: str = ""
+    not_after: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
