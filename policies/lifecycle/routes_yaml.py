@@ -1,0 +1,166 @@
+"""routes.yaml: for each route, what the gateway needs to know (`Route`) and what policy asks (`row`, for Rego)."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from foundation.fields import Fields
+from foundation.identifiers import Kind, check_name
+from foundation.identity import AttestationClass
+from policies.lifecycle.findings import Findings
+from policies.lifecycle.paths import parse_prefix
+from policies.lifecycle.strict_yaml import Document
+from policies.routes import Address, Route, RouteClass, RouteType
+
+API_PREFIX = "api."  # routes of our own API; no route of a workspace may look like one
+TIERS = range(1, 4)
+# From strong to weak: a route that asks for one class takes those before it too.
+_STRENGTH = (AttestationClass.HARDWARE, AttestationClass.VIRTUAL, AttestationClass.NONE)
+_HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.ASCII)
+_UPSTREAM = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::([1-9][0-9]{0,4}))?", re.ASCII)
+_FILE = re.compile(r"(/[A-Za-z0-9_.-]+)+", re.ASCII)
+_UPGRADES = ("websocket", "spdy/3.1", "tcp")
+
+
+@dataclass(frozen=True, slots=True)
+class RouteEntry:
+    """One route, for both its readers."""
+
+    route: Route
+    row: dict[str, Any]
+
+
+def read_routes(
+    document: Document, findings: Findings, segments: frozenset[str], least: AttestationClass
+) -> list[RouteEntry]:
+    """The routes of the file. `least` is the weakest attestation that any of them may accept."""
+    entries: dict[str, RouteEntry] = {}
+    places: dict[tuple[str, tuple[str, ...]], str] = {}
+
+    def read(item: Fields) -> None:
+        name = findings.name(item, "name", taken=entries)
+        if name.startswith(API_PREFIX):
+            raise item.fault("name", f"names that begin with {API_PREFIX!r} are those of our own API")
+        route = _route(item, name)
+        entries[name] = RouteEntry(route, _row(item, route, segments, least))
+        holder = places.setdefault((route.host, route.prefix), name) if route.type is RouteType.HTTP else name
+        if holder != name:
+            raise item.fault("prefix", f"route {holder!r} has the same host and prefix")
+
+    with findings.collecting(document):
+        fields = document.fields()
+        findings.each(document, fields, "routes", read)
+        fields.finish()
+    return list(entries.values())
+
+
+def _route(item: Fields, name: str) -> Route:
+    item.text("about", "")
+    route_class = RouteClass(item.one_of("class", tuple(RouteClass), RouteClass.STANDARD))
+    if item.one_of("type", tuple(RouteType), RouteType.HTTP) == RouteType.STREAM:
+        service = check_name(item.text("service"), field=f"{item.path}.service")
+        return Route(name, RouteType.STREAM, "", (), (), route_class, service=service)
+    return Route(
+        name=name,
+        type=RouteType.HTTP,
+        host=_host(item),
+        prefix=parse_prefix(item, "prefix"),
+        upstreams=_upstreams(item),
+        route_class=route_class,
+        upgrades=_some_of(item, "upgrades", _UPGRADES) if item.has("upgrades") else (),
+        max_body=item.size("max_body") if item.has("max_body") else 1 << 40,
+        connect_timeout=_timeout(item, "connect_timeout", "5s"),
+        response_timeout=_timeout(item, "response_timeout", "60s"),
+    )
+
+
+def _row(item: Fields, route: Route, segments: frozenset[str], least: AttestationClass) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "type": route.type.value,
+        "class": route.route_class.value,
+        "kinds": list(_some_of(item, "kinds", tuple(Kind))),
+        "attestation": _attestation(item, least),
+    }
+    if item.has("tiers"):
+        row["tiers"] = read_tiers(item)
+    if item.has("segments"):
+        row["segments"] = list(_some_of(item, "segments", tuple(sorted(segments))))
+    return row
+
+
+def read_tiers(item: Fields) -> list[int]:
+    """The list `tiers`, without doubles. Raises `Fault`."""
+    tiers = item.integers("tiers", least=TIERS[0], most=TIERS[-1], count=len(TIERS))
+    if not tiers:
+        raise item.fault("tiers", "an empty list allows nothing; leave the field out to name no limit")
+    return sorted(set(tiers))
+
+
+def _attestation(item: Fields, least: AttestationClass) -> list[str]:
+    """The classes that meet the route's requirement: `virtual` and better unless the route says otherwise."""
+    floor = _STRENGTH.index(least)
+    default = _STRENGTH[min(floor, _STRENGTH.index(AttestationClass.VIRTUAL))]
+    asked = _STRENGTH.index(AttestationClass(item.one_of("attestation", tuple(AttestationClass), default)))
+    if asked > floor:
+        raise item.fault("attestation", f"this profile asks for {least.value} at least")
+    return [found.value for found in _STRENGTH[: asked + 1]]
+
+
+def _some_of(item: Fields, name: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    values = item.texts(name)
+    if not values:
+        raise item.fault(name, "an empty list allows nothing; leave the field out to name no limit")
+    for value in values:
+        if value not in allowed:
+            raise item.fault(name, f"{value[:64]!r} is none of {', '.join(allowed) or '(there are none)'}")
+    return tuple(dict.fromkeys(str(value) for value in values))
+
+
+def _host(item: Fields) -> str:
+    host = item.text("host", "*", max_length=253)
+    if host != "*" and not _HOST.fullmatch(host):
+        raise item.fault("host", "expected a host name in lower case without port, or '*'")
+    return host
+
+
+def _timeout(item: Fields, name: str, default: str) -> float:
+    seconds = item.duration(name, default)
+    if not 0.01 <= seconds <= 86_400:
+        raise item.fault(name, "expected from 10ms to 1d")
+    return seconds
+
+
+def _upstreams(item: Fields) -> tuple[Address, ...]:
+    ca_file = item.text("ca_file", "", max_length=1024)
+    if ca_file and not _FILE.fullmatch(ca_file):
+        raise item.fault("ca_file", "expected an absolute path")
+    addresses = tuple(_addresses(item, ca_file))
+    if not addresses:
+        raise item.fault("upstreams", "at least one is needed")
+    if ca_file and not all(address.tls for address in addresses):
+        raise item.fault("ca_file", "is for https:// upstreams")
+    return addresses
+
+
+def _addresses(item: Fields, ca_file: str) -> Iterator[Address]:
+    for url in item.texts("upstreams", most=256):
+        match = _UPSTREAM.fullmatch(url)
+        if not match or not _is_dialable(match[2]) or int(match[3] or 1) > 65_535:
+            raise item.fault("upstreams", f"{url[:128]!r} is not http://host:port or https://host:port")
+        tls = match[1] == "https"
+        yield Address(match[2].strip("[]"), int(match[3] or (443 if tls else 80)), tls, ca_file)
+
+
+def _is_dialable(host: str) -> bool:
+    """Whether `host` is a host name, an IPv4 address in its one spelling, or an IPv6 address in brackets."""
+    if not host.startswith("[") and not host.rpartition(".")[2].isdigit():
+        return _HOST.fullmatch(host) is not None
+    try:
+        version = ipaddress.ip_address(host.strip("[]")).version
+    except ValueError:
+        return False
+    return (version == 6) is host.startswith("[")
