@@ -44,6 +44,7 @@ class Problem(TypedDict, total=False):
     field: str
     remedy: str
     decision: str
+    instance: str
 
 
 def problem(fault: Fault) -> Problem:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from foundation.identifiers import SpiffeId
-from foundation.identity import Change, SnapshotNumbers
+from foundation.identity import Change, IdentityRecord, SnapshotNumbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,15 @@ class ApiAuthorizer(Protocol):
     async def authorise(self, caller: Caller, route: str, method: str) -> str:
         """The decision's id when `caller` may call the API route of this name. Raises `Fault` with the denial's
         reason."""
+        ...
+
+
+class IdentityDirectory(Protocol):
+    """Knows the present state of identities and their certificates: the authority's ledger, or a gateway's snapshot."""
+
+    async def standing(self, identity: SpiffeId, serial: str) -> IdentityRecord:
+        """The record of `identity`, when it and its certificate `serial` (lower-case hex) may be used now. Raises
+        `Fault(IDENTITY_UNKNOWN | IDENTITY_REVOKED | IDENTITY_QUARANTINED)`."""
         ...
 
 
