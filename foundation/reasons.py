@@ -266,6 +266,9 @@ class Reason(Enum):
     SERVER_UNTRUSTED = _Text(
         500, "the server does not chain to the pinned root", "do not go on; check address and token"
     )
+    SERVER_UNREACHABLE = _Text(
+        503, "the server cannot be reached, or did not answer", "check address, port and network; run it again"
+    )
     NOT_ENROLLED = _Text(500, "this node is not enrolled", "run `sallyport node enrol`")
     TLS_KEY_UNUSABLE = _Text(500, "the key in the TPM cannot be used for TLS here", "see `sallyport doctor`")
 

@@ -1,0 +1,126 @@
+"""TLS connections to an authority. Blocking: call off the event loop.
+
+Laws held here:
+- a node that knows only its root's hash sends nothing, not even an HTTP request, to a server it has not verified: it
+  looks at the chain that the server presents, finds its root in it, hangs up, and connects again trusting that root
+  alone;
+- one exchange sees one server key: another one is `Fault(SERVER_KEY_CHANGED)`, for the key is bound into what the TPM
+  signs;
+- answers are bounded in bytes and time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import http.client
+import socket
+import ssl
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from agent.settings import Address
+from foundation.faults import Fault
+from foundation.fields import Fields
+from foundation.reasons import Reason
+from foundation.wire.enrolment import MAX_BEGIN_BYTES
+
+_MAX_PROBLEM_BYTES = 64 * 1024
+
+
+def find_root(address: Address, root_sha256: bytes, timeout: float) -> bytes:
+    """The root's DER, out of the chain that the server at `address` presents. Trusts and sends nothing. Raises
+    `Fault(SERVER_UNTRUSTED | SERVER_UNREACHABLE)`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # the chain is only looked at here; `Channel` verifies
+    try:
+        with (
+            socket.create_connection((address.host, address.port), timeout=timeout) as plain,
+            context.wrap_socket(plain, server_hostname=address.host) as tls,
+        ):
+            chain = _presented_chain(tls)
+    except OSError as error:
+        raise _unreachable(address, error) from error
+    for certificate in chain:
+        if hmac.compare_digest(hashlib.sha256(certificate).digest(), root_sha256):
+            return certificate
+    raise Fault(Reason.SERVER_UNTRUSTED, f"{address} does not present the token's root", field="authority")
+
+
+def trusting(root: bytes) -> ssl.SSLContext:
+    """A client's context that trusts this root (DER) alone, speaks TLS 1.3 alone, and checks the server's name."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cadata=root)
+    return context
+
+
+class Channel:
+    """One verified connection. `server_spki_sha256` is of the key that the server proved."""
+
+    def __init__(self, address: Address, context: ssl.SSLContext, timeout: float) -> None:
+        """Raises `Fault(SERVER_UNTRUSTED | SERVER_UNREACHABLE)`."""
+        self._address = address
+        self._http = http.client.HTTPSConnection(address.host, address.port, timeout=timeout, context=context)
+        self.server_spki_sha256 = self._connect()
+
+    def post(self, path: str, body: bytes) -> bytes:
+        """The body of a success. Raises `Fault` with the server's own reason when it refuses, and
+        `Fault(SERVER_UNREACHABLE)` when the answer is lost: then the server may have acted or not."""
+        if self._http.sock is None and self._connect() != self.server_spki_sha256:
+            raise Fault(Reason.SERVER_KEY_CHANGED)
+        try:
+            self._http.request("POST", path, body, {"Content-Type": "application/json"})
+            response = self._http.getresponse()
+            answer = response.read(MAX_BEGIN_BYTES + 1)
+        except (OSError, http.client.HTTPException) as error:
+            self._http.close()
+            raise _unreachable(self._address, error) from error
+        if response.status != http.client.OK:
+            raise refusal(response.status, answer)
+        if len(answer) > MAX_BEGIN_BYTES:
+            raise Fault(Reason.MESSAGE_TOO_LARGE, f"{self._address} answers more than {MAX_BEGIN_BYTES} bytes")
+        return answer
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _connect(self) -> bytes:
+        try:
+            self._http.connect()
+        except OSError as error:
+            self._http.close()
+            raise _unreachable(self._address, error) from error
+        sock: Any = self._http.sock
+        certificate = x509.load_der_x509_certificate(sock.getpeercert(binary_form=True))
+        spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return hashlib.sha256(spki).digest()
+
+
+def refusal(status: int, body: bytes) -> Fault:
+    """The fault that a server's problem+json (RFC 9457) tells; of what it is made is the server's word only."""
+    try:
+        fields = Fields.from_json(body, "problem", Reason.MESSAGE_MALFORMED, max_bytes=_MAX_PROBLEM_BYTES)
+        reason = Reason.from_code(fields.text("reason", max_length=64))
+        return Fault(reason, fields.text("detail", ""), field=fields.text("field", ""))
+    except (Fault, KeyError):
+        return Fault(Reason.INTERNAL, f"the server answers {status} without a reason of ours")
+
+
+def _presented_chain(tls: ssl.SSLSocket) -> tuple[bytes, ...]:
+    """The DER certificates as sent (RFC 8446 §4.4.2), verified by nobody."""
+    connection: Any = tls
+    if hasattr(connection, "get_unverified_chain"):  # Python 3.13
+        return tuple(connection.get_unverified_chain())
+    der = 1  # _ssl.ENCODING_DER
+    return tuple(item.public_bytes(der) for item in connection._sslobj.get_unverified_chain() or ())
+
+
+def _unreachable(address: Address, error: Exception) -> Fault:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Fault(Reason.SERVER_UNTRUSTED, f"{address}: {error.verify_message}")
+    return Fault(Reason.SERVER_UNREACHABLE, f"{address}: {error.__class__.__name__}", internal=str(error))

@@ -1,0 +1,92 @@
+"""What a node is told: where its authority and gateway are, where its TPM is, where its files are kept."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.tpm_values import EK_TEMPLATES
+from foundation.faults import Fault
+from foundation.fields import Fields
+from foundation.identifiers import check_name
+from foundation.reasons import Reason
+
+DEFAULT_FILE = Path("/etc/sallyport/agent.toml")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A TCP endpoint, and the name that its certificate must bear."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @classmethod
+    def parse(cls, text: str, field: str) -> Address:
+        """`host:port` or `[IPv6]:port`. Raises `Fault(SETTING_INVALID)`."""
+        host, _, port = text.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+        number = int(port) if port.isascii() and port.isdecimal() and len(port) <= 5 else 0
+        if not host or any(c in host for c in "/@ []") or not 0 < number < 65536:
+            raise Fault(Reason.SETTING_INVALID, "expected host:port", field=field)
+        return cls(host, number)
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """Section `[agent]`. `authority` is the enrolment listener, `renewal` the authority's API, `gateway` the gateway's
+    listener; each `host:port`, empty where this node does not use it. `ek` names an EK template, empty takes the first
+    with a certificate. `event_log` may be missing on disk: then the node sends none."""
+
+    directory: Path = Path("/var/lib/sallyport-agent")
+    authority: Address | None = None
+    renewal: Address | None = None
+    gateway: Address | None = None
+    node: str = ""
+    attestation: str = "tpm"
+    tcti: str = "device:/dev/tpmrm0"
+    ek: str = ""
+    event_log: Path = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
+    timeout: float = 30.0
+
+    @classmethod
+    def parse(cls, fields: Fields) -> AgentSettings:
+        """Raises `Fault(SETTING_INVALID | SETTING_UNKNOWN)` naming the setting."""
+        node = fields.text("node", "", max_length=63)
+        settings = cls(
+            directory=Path(fields.text("directory", str(cls.directory))),
+            authority=_address(fields, "authority"),
+            renewal=_address(fields, "renewal"),
+            gateway=_address(fields, "gateway"),
+            node=check_name(node, field=f"{fields.path}.node") if node else "",
+            attestation=fields.one_of("attestation", ("tpm", "none"), "tpm"),
+            tcti=fields.text("tcti", cls.tcti),
+            ek=fields.one_of("ek", ("", *EK_TEMPLATES), ""),
+            event_log=Path(fields.text("event_log", str(cls.event_log))),
+            timeout=fields.duration("timeout", "30s"),
+        )
+        fields.finish()
+        return settings
+
+    @classmethod
+    def load(cls, path: Path) -> AgentSettings:
+        """The `[agent]` section of a TOML file; other sections are other programs' business. Raises
+        `Fault(FILE_UNREADABLE | SETTING_INVALID | SETTING_UNKNOWN)`."""
+        try:
+            document = tomllib.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
+        except ValueError as error:
+            raise Fault(Reason.SETTING_INVALID, str(error), field=str(path)) from error
+        section = document.get("agent", {})
+        return cls.parse(Fields(section, "agent", Reason.SETTING_INVALID, unknown=Reason.SETTING_UNKNOWN))
+
+
+def _address(fields: Fields, name: str) -> Address | None:
+    text = fields.text(name, "", max_length=300)
+    return Address.parse(text, f"{fields.path}.{name}") if text else None
