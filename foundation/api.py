@@ -37,7 +37,7 @@ NDJSON = "application/x-ndjson"
 NO_BODY = 0
 MAX_JSON_BYTES = 64 * 1024
 RECHECK_SECONDS = 0.05  # how often, at most, an open stream asks again whether it may go on
-_NAME = re.compile(r"api(\.[a-z][a-z-]*){1,2}", re.ASCII)
+_NAME = re.compile(r"[a-z][a-z-]*(\.[a-z][a-z-]*)?", re.ASCII)
 _RETRY_AFTER = {Reason.RATE_LIMITED: 1, Reason.OVERLOADED: 1, Reason.DRAINING: 1, Reason.ENROLMENT_RATE_LIMITED: 10}
 _log = logging.getLogger("sallyport.api")
 
@@ -96,7 +96,8 @@ Handler = Callable[[Call], Awaitable[Answer | Stream]]
 
 @dataclass(frozen=True, slots=True)
 class ApiRoute:
-    """A way into an API. `name` is `api.<area>.<verb>` and is what policy decides by; several paths may share one.
+    """A way into an API. `name` is `<area>.<verb>` and is what policy decides by (as `api.<name>`); several paths may
+    share one.
     `body_limit` in bytes, `NO_BODY` where none is expected; `query` are the names that may stand in the query."""
 
     name: str

@@ -42,24 +42,24 @@ class CertificateCallers:
         leaf = peer_certificate(request.transport)
         if leaf is None:
             raise Fault(Reason.CLIENT_CERTIFICATE_REQUIRED)
-        identity, serial = self._read(leaf)
+        identity, serial, not_after = self._read(leaf)
         record = await self._directory.standing(identity, serial)
         if "Authorization" not in request.headers:
-            return Caller(identity, record.roles, "certificate", serial)
-        return Caller(identity, self._roles(request, identity, leaf), "jwt", serial)
+            return Caller(identity, record.roles, "certificate", serial, not_after)
+        return Caller(identity, self._roles(request, identity, leaf), "jwt", serial, not_after)
 
-    def _read(self, leaf: bytes) -> tuple[SpiffeId, str]:
+    def _read(self, leaf: bytes) -> tuple[SpiffeId, str, float]:
         # The handshake compared validity once; a connection may outlive it.
         certificate = x509.load_der_x509_certificate(leaf)
-        now = self._clock.now()
-        if now >= certificate.not_valid_after_utc.timestamp():
+        now, not_after = self._clock.now(), certificate.not_valid_after_utc.timestamp()
+        if now >= not_after:
             raise Fault(Reason.CERTIFICATE_EXPIRED)
         if now < certificate.not_valid_before_utc.timestamp():
             raise Fault(Reason.CERTIFICATE_NOT_YET_VALID)
         identity = spiffe_id(certificate)
         if identity.trust_domain != self._trust_domain:
             raise Fault(Reason.CLIENT_CERTIFICATE_INVALID, "it is of another trust domain")
-        return identity, f"{certificate.serial_number:x}"
+        return identity, f"{certificate.serial_number:x}", not_after
 
     def _roles(self, request: web.BaseRequest, identity: SpiffeId, leaf: bytes) -> tuple[str, ...]:
         headers = request.headers.getall("Authorization")
