@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -24,7 +23,7 @@ from foundation.fields import Fields
 from foundation.ports import AuditEvent
 from foundation.reasons import Reason
 
-MAX_NAME = 2048
+MAX_NAME = 512
 MAX_DETAIL_BYTES = 16 * 1024
 MAX_LINE_BYTES = 64 * 1024  # with every name at its longest and escaped
 RECORD, HEAD, SEGMENT = b'{"event":', b'{"head":', b'{"segment":'
@@ -145,9 +144,3 @@ def _hash(text: str, fields: Fields, name: str) -> bytes:
     if len(raw) != HASH_BYTES or raw.hex() != text:
         raise fields.fault(name, "expected SHA-256 in lower-case hex")
     return raw
-
-
-def event_of(line: bytes) -> Mapping[str, Any]:
-    """A verified record's line as a mapping with `event`, `index` and `time`."""
-    record: Mapping[str, Any] = json.loads(line)
-    return record
