@@ -4,6 +4,7 @@ package sallyport
 
 import data.sallyport.denying
 import data.sallyport.matching
+import data.sallyport.own_api
 import data.sallyport.requirements
 
 # METADATA
@@ -11,55 +12,62 @@ import data.sallyport.requirements
 # entrypoint: true
 explain := {
 	"decision": decision,
-	"failed": [fact | some [_, code] in sort(requirements.failed); some fact in facts[code]],
-	"denies": [deny | some deny in matching_denies],
+	"failed": [fact | some [_, code] in sort(unmet); some fact in facts[code]; not fact.found in fact.needs],
+	"denies": sort(matching_denies),
 	"near_misses": array.slice([miss | some [_, _, miss] in sort(misses)], 0, 5),
+	"roles_that_may": sort(roles_that_may),
 }
 
-# The facts that each requirement compares: what was found, and what the route asks for.
-facts.kind_not_allowed contains fact("identity.kind", object.get(input.identity, "kind", null), needs("kinds"))
+unmet := {[2, "posture_failed"] | input.identity.verdict != "passed"} if {
+	own_api.asked
+} else := requirements.failed
+
+# What each requirement compares: the fact that was found, and what the route asks for.
+facts.kind_not_allowed contains fact("identity.kind", input.identity.kind, requirements.route.kinds)
 
 facts.posture_failed contains fact("identity.verdict", input.identity.verdict, ["passed"])
 
 facts.posture_failed contains fact("target.verdict", input.target.verdict, ["passed"])
 
-facts.posture_insufficient contains fact("identity.attestation", input.identity.attestation, needs("attestation"))
-
-facts.posture_insufficient contains fact("target.attestation", input.target.attestation, needs("attestation"))
-
-facts.tier_insufficient contains fact("identity.tier", input.identity.tier, needs("tiers"))
-
-facts.segment_forbidden contains fact("identity.segment", input.identity.segment, needs("segments"))
-
-facts.segment_forbidden contains fact(
-	"target.segment", input.target.segment,
-	object.get(data.workspace.segments, input.identity.segment, []),
+facts.posture_insufficient contains fact(
+	"identity.attestation", input.identity.attestation,
+	requirements.route.attestation,
 )
+
+facts.posture_insufficient contains fact(
+	"target.attestation", input.target.attestation,
+	requirements.route.attestation,
+)
+
+facts.tier_insufficient contains fact("identity.tier", input.identity.tier, requirements.route.tiers)
+
+facts.segment_forbidden contains fact("identity.segment", input.identity.segment, requirements.route.segments)
+
+facts.segment_forbidden contains fact("target.segment", input.target.segment, reached)
 
 facts.staleness_exceeded contains fact("staleness", input.staleness, requirements.tolerated)
 
-needs(requirement) := object.get(requirements.route, requirement, [])
+reached := object.get(data.workspace.segments, input.identity.segment, [])
 
-fact(name, found, needed) := {"fact": name, "found": found, "needs": needed}
+fact(name, found, needs) := {"fact": name, "found": found, "needs": needs}
 
-matching_denies contains {"id": deny.id, "why": deny.why, "source": "grants.yaml"} if {
+matching_denies contains {"id": deny.id, "why": deny.why} if {
 	some deny in data.workspace.denies[input.route]
 	denying.applies(deny)
 }
 
-matching_denies contains object.union({"id": "", "why": ""}, object.union(deny, {"source": "own rule"})) if {
-	some deny in data.sallyport.custom.deny
-}
+matching_denies contains {"id": "", "why": why} if some why in data.sallyport.custom.deny
 
-# Grants on this route, those first that lack least. A grant of a role that the caller does not hold lacks the role.
-misses contains [count(lacks), grant.id, {"grant": grant.id, "role": role, "expires": grant.expires, "lacks": lacks}] if {
+# Grants on this route, those first that lack least.
+misses contains [count(lacks), grant.id, miss] if {
 	some role, grants in data.workspace.grants[input.route]
 	some grant in grants
-	lacks := sort(lacking(role, grant))
+	lacks := [thing | some thing in ["role", "path", "method", "site", "tier", "time"]; lack(thing, role, grant)]
 	count(lacks) > 0
+	miss := {"grant": grant.id, "role": role, "expires": grant.expires, "lacks": lacks, "covers": covers(grant)}
 }
 
-lacking(role, grant) := {what | some what in ["role", "path", "method", "site", "tier", "time"]; lack(what, role, grant)}
+covers(grant) := object.filter(grant, ["paths", "patterns", "methods", "sites", "tiers"])
 
 lack("role", role, _) if not role in input.identity.roles
 
@@ -72,3 +80,11 @@ lack("site", _, grant) if not matching.site(grant)
 lack("tier", _, grant) if not matching.tier(grant)
 
 lack("time", _, grant) if grant.expires <= input.now
+
+# Of our own API: the roles that may call this route.
+roles_that_may contains role if {
+	own_api.asked
+	some role, entries in data.workspace.api.roles
+	some entry in entries
+	entry in own_api.names
+}

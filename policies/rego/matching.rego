@@ -31,9 +31,13 @@ fits(pattern) if {
 
 segments_fit(segments) if {
 	every i, segment in segments {
-		segment in {"*", input.request.path[i]}
+		segment_fits(segment, input.request.path[i])
 	}
 }
+
+segment_fits(segment, found) if segment == found
+
+segment_fits("*", found) if found != ""
 
 method(row) if not row.methods
 
