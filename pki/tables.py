@@ -137,13 +137,3 @@ policies = Table(
     Column("published_by", String(_ID_LENGTH), nullable=False),
     Column("published_at", Float, nullable=False),
 )
-
-crls = Table(
-    "crls",
-    metadata,
-    Column("issuer", String(16), primary_key=True),
-    Column("number", BigInteger, primary_key=True, autoincrement=False),
-    Column("crl", LargeBinary, nullable=False),
-    Column("revocations", BigInteger, nullable=False),  # the number it was made at
-    Column("next_update", BigInteger, nullable=False),
-)

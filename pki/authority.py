@@ -1,0 +1,158 @@
+"""The certificate authority: leads its parts and owns nothing itself.
+
+| part | what it does |
+|---|---|
+| `inventory` | who belongs to the fleet, and what attestation proved of them |
+| `tokens` | one-time admissions |
+| `ledger` | every certificate, and the answers that may be asked for again |
+| `revocations` | trust withdrawn; the CRL |
+| `feed` | all of it as numbered changes, for gateways to follow |
+
+Every change goes through `pki.books`: audited before its commit, announced after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from sqlalchemy import insert, select, update
+
+from foundation.clock import Clock
+from foundation.faults import Fault
+from foundation.identity import PolicyPublished
+from foundation.ports import AuditLog
+from foundation.reasons import Reason
+from foundation.storage.database import Database
+from pki.books import Books, Part, Work, read_numbers
+from pki.feed import RESTORE_SHIFT, Feed
+from pki.inventory import Inventory
+from pki.issue import IssuedCertificate, IssueRequest, Issuing
+from pki.ledger import Ledger
+from pki.profile import Lifetimes
+from pki.revocation import Revocations
+from pki.settings import AuthoritySettings
+from pki.signer import FileSigner, Signer
+from pki.tables import identities, numbers, policies
+from pki.tokens import Tokens, void_tokens
+
+MAX_BUNDLE_BYTES = 64 * 1024 * 1024
+_EPOCH_SHIFT = 32
+_RAISED = (Part.REVOCATIONS, Part.POSTURES, Part.INVENTORY)
+
+
+@dataclass(frozen=True, slots=True)
+class Ca:
+    """The CA's certificates and its signer."""
+
+    root: x509.Certificate
+    signer: Signer
+
+    @property
+    def root_der(self) -> bytes:
+        return self.root.public_bytes(serialization.Encoding.DER)
+
+    @property
+    def root_sha256(self) -> bytes:
+        return hashlib.sha256(self.root_der).digest()
+
+    @property
+    def issuing_der(self) -> bytes:
+        return self.signer.certificate.public_bytes(serialization.Encoding.DER)
+
+
+class Authority:
+    """One authority over one database. Several processes may each have one over the same database."""
+
+    def __init__(self, ca: Ca, lifetimes: Lifetimes, database: Database, audit: AuditLog, clock: Clock) -> None:
+        self.feed = Feed(database, clock)
+        self._books = Books(database, audit, clock, self.feed.announce)
+        self._ca = ca
+        self._issuing = Issuing(self._books, ca.signer, ca.root, lifetimes)
+        self.inventory = Inventory(self._books)
+        self.tokens = Tokens(self._books, ca.root_sha256)
+        self.ledger = Ledger(self._books)
+        self.revocations = Revocations(self._books, ca.signer)
+
+    @classmethod
+    async def open(cls, settings: AuthoritySettings, database: Database, audit: AuditLog, clock: Clock) -> Authority:
+        """The authority that `pki.bootstrap.initialise` made, its database migrated and tidied. Raises
+        `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE | SIGNER_FAILED | STORAGE_FAILED)`."""
+        await database.migrate()
+        authority = cls(load_ca(settings), settings.lifetimes, database, audit, clock)
+        await authority.ledger.tidy()
+        return authority
+
+    @property
+    def root_sha256(self) -> bytes:
+        """The SHA-256 of the root's DER: what tokens carry and `init` prints."""
+        return self._ca.root_sha256
+
+    @property
+    def chain(self) -> tuple[bytes, ...]:
+        """Issuing CA and root, each DER: what stands above every leaf."""
+        return (self._ca.issuing_der, self._ca.root_der)
+
+    async def issue(self, request: IssueRequest) -> IssuedCertificate:
+        """Issue one certificate; see `pki.issue.Issuing.issue`."""
+        return await self._issuing.issue(request)
+
+    async def publish_policy(self, revision: int, bundle: bytes, actor: str) -> None:
+        """Have a signed revision enforced everywhere. Its signature is for the publisher and every gateway to check:
+        here it is bytes with a number. Raises `Fault(REVISION_DOWNGRADE)` when the number does not rise, and
+        `Fault(MESSAGE_TOO_LARGE)`."""
+        if len(bundle) > MAX_BUNDLE_BYTES:
+            raise Fault(Reason.MESSAGE_TOO_LARGE, f"a bundle has at most {MAX_BUNDLE_BYTES} bytes", field="bundle")
+        async with self._books.writing() as work:
+            digest = hashlib.sha256(bundle).digest()
+            work.tell("policy.published", actor, f"revision {revision}", sha256=digest.hex())
+            rise = update(numbers).where(numbers.c.part == Part.POLICY.value, numbers.c.value < revision)
+            if (await work.connection.execute(rise.values(value=revision))).rowcount != 1:
+                raise Fault(Reason.REVISION_DOWNGRADE, field="revision")
+            row = {"revision": revision, "bundle": bundle, "sha256": digest}
+            row |= {"published_by": actor, "published_at": work.now}
+            await work.connection.execute(insert(policies).values(row))
+
+    async def policy(self, revision: int = 0) -> PolicyPublished:
+        """A published revision, 0 for the one in force. Raises `Fault(REVISION_MISSING)`."""
+        async with self._books.reading() as connection:
+            wanted = revision or (await read_numbers(connection))[Part.POLICY]
+            row = (await connection.execute(select(policies).where(policies.c.revision == wanted))).first()
+        if row is None:
+            raise Fault(Reason.REVISION_MISSING, field="revision")
+        return PolicyPublished(row.revision, row.bundle)
+
+    async def raise_numbers(self, actor: str) -> None:
+        """After a backup was restored, before anything else: no number or epoch that was given out since the backup can
+        come again, every follower begins anew, and all tokens are void. Then `revocations.merge` what the backup does
+        not know. The policy's revision stays, for its number is signed."""
+        async with self._books.writing() as work:
+            work.tell("authority.restored", actor, "authority")
+            found = await read_numbers(work.connection)
+            for part in _RAISED:
+                await _set_number(work, part, ((found[part] >> RESTORE_SHIFT) + 1) << RESTORE_SHIFT)
+            epochs = ((identities.c.epoch.op(">>")(_EPOCH_SHIFT)) + 1).op("<<")(_EPOCH_SHIFT)
+            await work.connection.execute(update(identities).values(epoch=epochs))
+            await void_tokens(work, actor)
+
+
+def load_ca(settings: AuthoritySettings) -> Ca:
+    """The CA in the settings' folder. Raises `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE | SIGNER_FAILED)`."""
+    root = x509.load_pem_x509_certificate(_read(settings.folder / "root.pem"))
+    key = _read(settings.folder / "issuing.key")
+    signer = FileSigner.load(_read(settings.folder / "issuing.pem"), key, settings.read_passphrase())
+    return Ca(root, signer)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
+
+
+async def _set_number(work: Work, part: Part, value: int) -> None:
+    await work.connection.execute(update(numbers).where(numbers.c.part == part.value).values(value=value))

@@ -1,0 +1,88 @@
+"""The one way to write to the authority's tables: audited before the commit, announced after it.
+
+Laws held here:
+- an event is in the audit log before the change that it tells of can be seen; when it cannot be written, nothing is;
+- the events of a transaction are written after all its checks, so that the log tells of no change that a check stopped;
+- followers are woken only after the commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from foundation.clock import Clock
+from foundation.ports import AuditEvent, AuditLog
+from foundation.storage.database import Database
+from pki.tables import numbers
+
+
+class Part(StrEnum):
+    """What is numbered. `DEADLINES` is known to the feed alone: a moved deadline is no new fact."""
+
+    POLICY = "policy"
+    REVOCATIONS = "revocations"
+    POSTURES = "postures"
+    INVENTORY = "inventory"
+    DEADLINES = "deadlines"
+    CRLS = "crls"
+
+
+@dataclass(slots=True)
+class Work:
+    """A write transaction under way. `now` is when it began, in seconds since the Unix epoch."""
+
+    connection: AsyncConnection
+    now: float
+    events: list[AuditEvent] = field(default_factory=list)
+
+    def tell(self, kind: str, actor: str, subject: object, *, reason: str = "", **detail: Any) -> None:
+        """Have this on record before the transaction commits."""
+        self.events.append(AuditEvent(kind, actor, str(subject), reason, detail))
+
+    async def take_numbers(self, *parts: Part) -> dict[Part, int]:
+        """The next number of each of `parts`, taken."""
+        taken = (
+            update(numbers)
+            .where(numbers.c.part.in_([part.value for part in parts]))
+            .values(value=numbers.c.value + 1)
+            .returning(numbers.c.part, numbers.c.value)
+        )
+        return {Part(row.part): row.value for row in await self.connection.execute(taken)}
+
+
+class Books:
+    """Database, audit log and clock, as the authority's parts share them."""
+
+    def __init__(self, database: Database, audit: AuditLog, clock: Clock, announce: Callable[[], None]) -> None:
+        self.clock = clock
+        self._database = database
+        self._audit = audit
+        self._announce = announce
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[Work]:
+        """A write transaction. Raises `Fault(AUDIT_FAILED | STORAGE_FAILED)`; then nothing has changed."""
+        async with self._database.transaction() as connection:
+            work = Work(connection, self.clock.now())
+            yield work
+            # Together, so that they share one write to disk; they are taken in this order.
+            await asyncio.gather(*(self._audit.append(event) for event in work.events))
+        self._announce()
+
+    def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """One consistent view of the tables."""
+        return self._database.reading()
+
+
+async def read_numbers(connection: AsyncConnection) -> dict[Part, int]:
+    """The last number of every part."""
+    rows = await connection.execute(select(numbers.c.part, numbers.c.value))
+    return {Part(row.part): row.value for row in rows}

@@ -1,0 +1,247 @@
+"""Trust withdrawn: from a certificate, or from an identity with all its certificates.
+
+Revocations count up without gaps. An identity's is followed by one for each of its living certificates, so that those
+stay revoked when an operator admits the identity again. What gateways enforce is the feed; the CRL (RFC 5280 §5) is for
+relying parties that know nothing of Sallyport.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from sqlalchemy import Select, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from foundation.faults import Fault
+from foundation.identifiers import SpiffeId
+from foundation.identity import Revocation, State
+from foundation.reasons import Reason
+from pki.books import Books, Part, Work, read_numbers
+from pki.entries import Entry
+from pki.inventory import FACT, read_entry, write
+from pki.ledger import Step, read_certificate
+from pki.profile import Issuer
+from pki.signer import Draft, Signer, seal_crl
+from pki.tables import certificates, revocations
+from pki.tokens import void_tokens
+
+CRL_SECONDS = 24 * 3600
+
+
+class RevocationReason(StrEnum):
+    """Why (RFC 5280 §5.3.1); the names are those of `x509.ReasonFlags`. Reasons that concern CAs and attribute
+    certificates are left out, and so is the hold: that is what quarantine is for."""
+
+    UNSPECIFIED = "unspecified"
+    KEY_COMPROMISE = "key_compromise"
+    AFFILIATION_CHANGED = "affiliation_changed"
+    SUPERSEDED = "superseded"
+    CESSATION_OF_OPERATION = "cessation_of_operation"
+    PRIVILEGE_WITHDRAWN = "privilege_withdrawn"
+
+
+@dataclass(frozen=True, slots=True)
+class _Crl:
+    der: bytes
+    revocations: int
+    refresh_at: float
+
+
+class Revocations:
+    """Revoke, look up, and tell the world."""
+
+    def __init__(self, books: Books, signer: Signer) -> None:
+        self._books = books
+        self._signer = signer
+        self._issuer = Issuer.of(signer.certificate)
+        self._draft = Draft(signer.certificate)
+        self._crl: _Crl | None = None
+
+    async def revoke_certificate(self, serial: str, reason: RevocationReason, actor: str) -> Revocation:
+        """Revoke one certificate; again is no second revocation. Raises `Fault(NOT_FOUND)`."""
+        async with self._books.writing() as work:
+            certificate = await read_certificate(work.connection, serial)
+            known = await _known(work.connection, serial)
+            if known is not None:
+                return known
+            work.tell("certificate.revoked", actor, certificate.identity, serial=serial, why=reason.value)
+            return await _revoke(work, certificate.identity, serial, reason, certificate.not_after)
+
+    async def revoke_identity(self, identity: SpiffeId, reason: RevocationReason, actor: str) -> tuple[Revocation, ...]:
+        """Revoke an identity, its living certificates and its tokens. The first of the answer is the identity's own;
+        none when it was revoked already. Raises `Fault(INVENTORY_UNKNOWN)`."""
+        async with self._books.writing() as work:
+            entry = await read_entry(work.connection, identity)
+            return await _revoke_all(work, entry, reason, actor)
+
+    async def retire(self, identity: SpiffeId, actor: str) -> tuple[Revocation, ...]:
+        """Revoke an identity for good and part it from its TPM: after `admit` the name may come back with another
+        board, and the board under another name. Raises `Fault(INVENTORY_UNKNOWN)`."""
+        async with self._books.writing() as work:
+            entry = await read_entry(work.connection, identity)
+            made = await _revoke_all(work, entry, RevocationReason.CESSATION_OF_OPERATION, actor)
+            work.tell("identity.retired", actor, identity, ek_sha256=entry.ek_sha256.hex())
+            unbound: dict[str, Any] = {"ek_sha256": None, "ak_public": b"", "ak_name": b""}
+            counters = {"tpm_reset": None, "tpm_restart": None, "tpm_clock": None}
+            await write(work, await read_entry(work.connection, identity), FACT, **unbound, **counters)
+            return made
+
+    async def admit(self, identity: SpiffeId, actor: str) -> Entry:
+        """Let a revoked identity enrol again. Its old certificates stay revoked, a latched failure stays latched.
+        Raises `Fault(INVENTORY_UNKNOWN | INVENTORY_STATE)`."""
+        async with self._books.writing() as work:
+            entry = await read_entry(work.connection, identity)
+            if entry.record.state is not State.REVOKED:
+                raise Fault(Reason.INVENTORY_STATE, f"the identity is {entry.record.state}", field="identity")
+            work.tell("identity.admitted", actor, identity)
+            standing = revocations.c.lifted_at.is_(None) & (revocations.c.serial == "")
+            lifted = update(revocations).where(standing, revocations.c.identity == str(identity))
+            await work.connection.execute(lifted.values(lifted_at=work.now))
+            await write(work, entry, FACT, state=State.EXPECTED.value, current_serial="")
+            return await read_entry(work.connection, identity)
+
+    async def is_revoked(self, identity: SpiffeId, serial: str) -> bool:
+        """Whether a certificate (hex serial) of `identity` is revoked, by itself or with its identity."""
+        whole = (revocations.c.serial == "") & (revocations.c.identity == str(identity))
+        standing = or_(revocations.c.serial == serial, whole & revocations.c.lifted_at.is_(None))
+        async with self._books.reading() as connection:
+            return (await connection.execute(select(revocations.c.number).where(standing).limit(1))).first() is not None
+
+    async def page(self, *, after: int = 0, limit: int = 100) -> tuple[Revocation, ...]:
+        """At most `limit` (1 to 1000) revocations with numbers above `after`, in order."""
+        query = select(revocations).where(revocations.c.number > after).order_by(revocations.c.number)
+        async with self._books.reading() as connection:
+            rows = await connection.execute(query.limit(max(1, min(limit, 1000))))
+            return tuple(revocation_of(row) for row in rows)
+
+    async def merge(self, lost: tuple[Revocation, ...], actor: str) -> int:
+        """Put revocations back that a restored backup does not know, under new numbers. Returns how many were new."""
+        async with self._books.writing() as work:
+            count = 0
+            for one in lost:
+                count += await _merge(work, one, actor)
+            return count
+
+    async def crl(self) -> bytes:
+        """The issuing CA's CRL as DER: made anew after each revocation and half-way to its next update."""
+        now = self._books.clock.now()
+        async with self._books.reading() as connection:
+            number = (await read_numbers(connection))[Part.REVOCATIONS]
+        kept = self._crl
+        if kept is None or kept.revocations != number or now >= kept.refresh_at:
+            kept = self._crl = await self._make_crl()
+        return kept.der
+
+    async def _make_crl(self) -> _Crl:
+        async with self._books.writing() as work:
+            number = (await work.take_numbers(Part.CRLS))[Part.CRLS]
+            seen = (await read_numbers(work.connection))[Part.REVOCATIONS]
+            rows = (await work.connection.execute(_listed(int(work.now)))).all()
+        builder = crl_builder(self._issuer, number, int(work.now), CRL_SECONDS)
+        for row in rows:
+            builder = builder.add_revoked_certificate(_crl_entry(row))
+        sealed = await seal_crl(self._signer, self._draft.crl(builder))
+        return _Crl(sealed.public_bytes(serialization.Encoding.DER), seen, work.now + CRL_SECONDS / 2)
+
+
+def crl_builder(issuer: Issuer, number: int, now: int, lifetime: int) -> x509.CertificateRevocationListBuilder:
+    """An empty CRL (RFC 5280 §5.1) of `issuer`, valid for `lifetime` seconds."""
+    return (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.name)
+        .last_update(_instant(now))
+        .next_update(_instant(now + lifetime))
+        .add_extension(x509.CRLNumber(number), False)
+        .add_extension(x509.AuthorityKeyIdentifier(issuer.key_identifier, None, None), False)
+    )
+
+
+def revocation_of(row: Any) -> Revocation:
+    """The revocation in a row of `revocations`."""
+    return Revocation(row.number, SpiffeId.parse(row.identity), row.serial, row.reason, row.at)
+
+
+async def _revoke_all(work: Work, entry: Entry, reason: RevocationReason, actor: str) -> tuple[Revocation, ...]:
+    if entry.record.state is State.REVOKED:
+        return ()
+    work.tell("identity.revoked", actor, entry.id, why=reason.value)
+    await void_tokens(work, actor, entry.id)
+    made = [await _revoke(work, entry.id, "", reason, 0)]
+    for row in (await work.connection.execute(_living(entry.id, int(work.now)))).all():
+        if await _known(work.connection, row.serial) is None:
+            made.append(await _revoke(work, entry.id, row.serial, reason, row.not_after))
+    await write(work, entry, FACT, state=State.REVOKED.value)
+    return tuple(made)
+
+
+async def _revoke(work: Work, identity: SpiffeId, serial: str, reason: RevocationReason, not_after: int) -> Revocation:
+    number = (await work.take_numbers(Part.REVOCATIONS))[Part.REVOCATIONS]
+    made = Revocation(number, identity, serial, reason.value, work.now)
+    row = {
+        "number": number,
+        "identity": str(identity),
+        "serial": serial,
+        "reason": reason.value,
+        "at": work.now,
+        "not_after": not_after,
+    }
+    await work.connection.execute(insert(revocations).values(row))
+    return made
+
+
+async def _merge(work: Work, lost: Revocation, actor: str) -> int:
+    reason = RevocationReason(lost.reason)
+    if not lost.serial:
+        entry = await read_entry(work.connection, lost.id)
+        return len(await _revoke_all(work, entry, reason, actor))
+    if await _known(work.connection, lost.serial) is not None:
+        return 0
+    work.tell("certificate.revoked", actor, lost.id, serial=lost.serial, why=lost.reason, merged=True)
+    # The certificate itself may be younger than the backup: then its end is unknown, and it stays on the CRL.
+    found = select(certificates.c.not_after).where(certificates.c.serial == lost.serial)
+    not_after = await work.connection.scalar(found)
+    await _revoke(work, lost.id, lost.serial, reason, _UNKNOWN_END if not_after is None else not_after)
+    return 1
+
+
+_UNKNOWN_END = 253402300799  # 9999-12-31T23:59:59Z
+
+
+async def _known(connection: AsyncConnection, serial: str) -> Revocation | None:
+    row = (await connection.execute(select(revocations).where(revocations.c.serial == serial))).first()
+    return revocation_of(row) if row else None
+
+
+def _living(identity: SpiffeId, now: int) -> Select[Any]:
+    # Reserved ones too: their bytes may have been signed, whatever became of the signature.
+    live = certificates.c.state.in_([Step.ISSUED.value, Step.RESERVED.value]) & (certificates.c.not_after > now)
+    return (
+        select(certificates.c.serial, certificates.c.not_after)
+        .where(certificates.c.identity == str(identity), live)
+        .order_by(certificates.c.serial)
+    )
+
+
+def _listed(now: int) -> Select[Any]:
+    return (
+        select(revocations)
+        .where(revocations.c.serial != "", revocations.c.not_after > now)
+        .order_by(revocations.c.number)
+    )
+
+
+def _crl_entry(row: Any) -> x509.RevokedCertificate:
+    builder = x509.RevokedCertificateBuilder().serial_number(int(row.serial, 16)).revocation_date(_instant(int(row.at)))
+    flag = x509.ReasonFlags[row.reason]
+    if flag is not x509.ReasonFlags.unspecified:  # RFC 5280 §5.3.1: absent rather than unspecified
+        builder = builder.add_extension(x509.CRLReason(flag), False)
+    return builder.build()
+
+
+def _instant(seconds: int) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
