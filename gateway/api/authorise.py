@@ -1,7 +1,7 @@
 """Who may call an API route: asked of the same policy engine as every other request.
 
-The machine's root, over the Unix socket, is let in by fixed rule, for somebody must be able to mend a policy that denies
-everybody; what it changes is on the audit log before it is done.
+The machine's root, over the Unix socket, is let in by fixed rule, for somebody must be able to mend a policy that
+denies everybody; what it changes is on the audit log before it is done.
 """
 
 from __future__ import annotations

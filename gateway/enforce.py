@@ -1,0 +1,76 @@
+"""From a published bundle to an enforced policy: verify, raise the floor, load.
+
+Laws held here:
+- nothing of a bundle is loaded before its signature verifies against the pinned key;
+- the floor (number and digest of the newest revision ever enforced here) is on disk before the revision is loaded, so
+  that neither a restart nor a restored authority can bring back an older one, or another one of the same number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from foundation.faults import Fault
+from foundation.fields import Fields
+from foundation.files import write_atomic
+from foundation.identity import PolicyPublished
+from foundation.reasons import Reason
+from gateway.proxy.route import RouteTable
+from gateway.snapshot import PolicyPart
+from policies.lifecycle.revision import LoadedRevision, verify
+from policies.lifecycle.signing import VerifyingKey
+from policies.loading import load_engine
+from policies.settings import PolicySettings
+
+_MAX_FLOOR_BYTES = 1024
+
+
+class Floor(NamedTuple):
+    """The newest revision ever enforced here."""
+
+    number: int
+    digest: str
+
+
+class Enforcer:
+    """Implements `gateway.follow.LoadPolicy`."""
+
+    def __init__(self, settings: PolicySettings, key: VerifyingKey, floor_file: Path) -> None:
+        self._settings = settings
+        self._key = key
+        self._floor_file = floor_file
+
+    async def __call__(self, published: PolicyPublished) -> PolicyPart:
+        """Raises `Fault` with what is wrong with the bundle; then nothing has changed."""
+        floor = read_floor(self._floor_file)
+        loaded = await asyncio.to_thread(verify, published.bundle, self._key, floor.number - 1)
+        _check_above(floor, loaded)
+        await asyncio.to_thread(write_floor, self._floor_file, Floor(loaded.number, loaded.digest))
+        engine = await load_engine(loaded.compiled, self._settings)
+        return PolicyPart(loaded.number, loaded.digest, engine, RouteTable(loaded.routes))
+
+
+def _check_above(floor: Floor, loaded: LoadedRevision) -> None:
+    if loaded.number == floor.number and loaded.digest != floor.digest:
+        raise Fault(Reason.REVISION_DOWNGRADE, f"number {loaded.number} was another revision before", field="number")
+
+
+def read_floor(path: Path) -> Floor:
+    """The floor on disk; zero before the first revision. A floor that cannot be read is no reason to forget it: raises
+    `Fault(FILE_UNREADABLE)`."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return Floor(0, "")
+    except OSError as error:
+        raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
+    fields = Fields.from_json(raw, str(path), Reason.FILE_UNREADABLE, max_bytes=_MAX_FLOOR_BYTES)
+    return Floor(fields.integer("number"), fields.text("digest", max_length=64))
+
+
+def write_floor(path: Path, floor: Floor) -> None:
+    """Keep `floor`, whole or not at all."""
+    write_atomic(path, json.dumps(floor._asdict()).encode())
