@@ -4,8 +4,7 @@ Laws held here:
 - a node that knows only its root's hash sends nothing, not even an HTTP request, to a server it has not verified: it
   looks at the chain that the server presents, finds its root in it, hangs up, and connects again trusting that root
   alone;
-- one exchange sees one server key: another one is `Fault(SERVER_KEY_CHANGED)`, for the key is bound into what the TPM
-  signs;
+- the key that the server proved is known with each answer, for it is bound into what the TPM signs;
 - answers are bounded in bytes and time.
 """
 
@@ -60,19 +59,20 @@ def trusting(root: bytes) -> ssl.SSLContext:
 
 
 class Channel:
-    """One verified connection. `server_spki_sha256` is of the key that the server proved."""
+    """A verified connection, opened at the first message and again after a loss."""
 
     def __init__(self, address: Address, context: ssl.SSLContext, timeout: float) -> None:
-        """Raises `Fault(SERVER_UNTRUSTED | SERVER_UNREACHABLE)`."""
         self._address = address
         self._http = http.client.HTTPSConnection(address.host, address.port, timeout=timeout, context=context)
-        self.server_spki_sha256 = self._connect()
+        self.server_spki_sha256 = b""
+        """SHA-256 of the SubjectPublicKeyInfo of the server that answered last."""
 
     def post(self, path: str, body: bytes) -> bytes:
-        """The body of a success. Raises `Fault` with the server's own reason when it refuses, and
-        `Fault(SERVER_UNREACHABLE)` when the answer is lost: then the server may have acted or not."""
-        if self._http.sock is None and self._connect() != self.server_spki_sha256:
-            raise Fault(Reason.SERVER_KEY_CHANGED)
+        """The body of a success. Raises `Fault` with the server's own reason when it refuses; `SERVER_UNTRUSTED` when
+        it is not ours, and then nothing was sent; `SERVER_UNREACHABLE` when the answer is lost, and then it may have
+        acted or not."""
+        if self._http.sock is None:
+            self._connect()
         try:
             self._http.request("POST", path, body, {"Content-Type": "application/json"})
             response = self._http.getresponse()
@@ -80,16 +80,17 @@ class Channel:
         except (OSError, http.client.HTTPException) as error:
             self._http.close()
             raise _unreachable(self._address, error) from error
+        if len(answer) > MAX_BEGIN_BYTES:
+            self._http.close()
+            raise Fault(Reason.MESSAGE_TOO_LARGE, f"{self._address} answers more than {MAX_BEGIN_BYTES} bytes")
         if response.status != http.client.OK:
             raise refusal(response.status, answer)
-        if len(answer) > MAX_BEGIN_BYTES:
-            raise Fault(Reason.MESSAGE_TOO_LARGE, f"{self._address} answers more than {MAX_BEGIN_BYTES} bytes")
         return answer
 
     def close(self) -> None:
         self._http.close()
 
-    def _connect(self) -> bytes:
+    def _connect(self) -> None:
         try:
             self._http.connect()
         except OSError as error:
@@ -98,7 +99,7 @@ class Channel:
         sock: Any = self._http.sock
         certificate = x509.load_der_x509_certificate(sock.getpeercert(binary_form=True))
         spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        return hashlib.sha256(spki).digest()
+        self.server_spki_sha256 = hashlib.sha256(spki).digest()
 
 
 def refusal(status: int, body: bytes) -> Fault:

@@ -7,8 +7,8 @@ our function for its signature.
 Laws held here:
 - nothing is dereferenced on trust: the SSL_CTX is found behind CPython's object header, and is believed only when it
   lies in writable memory and its options read and move as Python's do; anything else is `Fault(TLS_KEY_UNUSABLE)`;
-- what OpenSSL may call lives as long as the process: one method, one callback, never freed. Keys are told apart by
-  their public point, so no pointer of ours can dangle when OpenSSL frees or copies a key;
+- what OpenSSL may call lives as long as the process: one method, one callback, never freed. A key carries a number and
+  no pointer of ours, so nothing can dangle when OpenSSL frees or copies it;
 - a callback never raises: it answers 0, and the handshake fails.
 """
 
@@ -16,22 +16,29 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import ssl
 import sys
-from collections.abc import Callable
+import weakref
 from ctypes import POINTER, c_char_p, c_int, c_long, c_size_t, c_uint, c_uint64, c_void_p
 from pathlib import Path
+from typing import Protocol
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
 
-Signer = Callable[[bytes], bytes]
-"""From a digest to an ECDSA signature in DER (RFC 3279 §2.2.3). Called on the thread that does the handshake."""
+
+class Signer(Protocol):
+    """Who holds the key."""
+
+    def sign(self, digest: bytes) -> bytes:
+        """An ECDSA signature in DER (RFC 3279 §2.2.3). Called on the thread that does the handshake."""
+        ...
+
 
 _P256_NID = 415
 _EVP_PKEY_EC = 408
-_UNCOMPRESSED = 4
-_POINT_BYTES = 65
+_CRYPTO_EX_INDEX_EC_KEY = 8
 _SSL_CTRL_CHAIN_CERT = 89
 _DIGEST_BYTES = 32
 _MAX_SIGNATURE_BYTES = 72
@@ -55,15 +62,17 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "EC_KEY_free": (None, (c_void_p,)),
     "EC_KEY_oct2key": (c_int, (c_void_p, c_char_p, c_size_t, c_void_p)),
     "EC_KEY_set_method": (c_int, (c_void_p, c_void_p)),
-    "EC_KEY_get0_group": (c_void_p, (c_void_p,)),
-    "EC_KEY_get0_public_key": (c_void_p, (c_void_p,)),
-    "EC_POINT_point2oct": (c_size_t, (c_void_p, c_void_p, c_int, c_char_p, c_size_t, c_void_p)),
+    "CRYPTO_get_ex_new_index": (c_int, (c_int, c_long, c_void_p, c_void_p, c_void_p, c_void_p)),
+    "EC_KEY_set_ex_data": (c_int, (c_void_p, c_int, c_void_p)),
+    "EC_KEY_get_ex_data": (c_void_p, (c_void_p, c_int)),
     "EVP_PKEY_new": (c_void_p, ()),
     "EVP_PKEY_free": (None, (c_void_p,)),
     "EVP_PKEY_assign": (c_int, (c_void_p, c_int, c_void_p)),
     "ERR_clear_error": (None, ()),
 }
-_signers: dict[bytes, Signer] = {}
+# Weak: a context keeps its signer alive, and every connection its context.
+_signers: weakref.WeakValueDictionary[int, Signer] = weakref.WeakValueDictionary()
+_numbers = itertools.count(1)
 
 
 def use_foreign_key(context: ssl.SSLContext, chain: tuple[bytes, ...], point: bytes, signer: Signer) -> None:
@@ -71,8 +80,9 @@ def use_foreign_key(context: ssl.SSLContext, chain: tuple[bytes, ...], point: by
     uncompressed point (SEC 1 §2.3.3). Raises `Fault(TLS_KEY_UNUSABLE)`; the context is then not to be used."""
     lib = _library()
     pointer = _context_pointer(lib, context)
-    _signers[point] = signer
-    key = _foreign_key(lib, point)
+    number = next(_numbers)
+    _signers[number] = context._signer = signer  # type: ignore[attr-defined]  # our own attribute: its owner
+    key = _foreign_key(lib, point, number)
     try:
         _check(lib, lib.SSL_CTX_use_certificate_ASN1(pointer, len(chain[0]), chain[0]), "certificate")
         for certificate in chain[1:]:
@@ -83,17 +93,13 @@ def use_foreign_key(context: ssl.SSLContext, chain: tuple[bytes, ...], point: by
         lib.EVP_PKEY_free(key)
 
 
-def forget_foreign_key(point: bytes) -> None:
-    """Handshakes with this key fail from now on."""
-    _signers.pop(point, None)
-
-
-def _foreign_key(lib: ctypes.CDLL, point: bytes) -> int:
-    """An EVP_PKEY with our method and no private part."""
+def _foreign_key(lib: ctypes.CDLL, point: bytes, number: int) -> int:
+    """An EVP_PKEY with our method, the signer's number, and no private part."""
     key = lib.EC_KEY_new_by_curve_name(_P256_NID)
     try:
         _check(lib, lib.EC_KEY_oct2key(key, point, len(point), None), "public point")
         _check(lib, lib.EC_KEY_set_method(key, _method(lib)), "key method")
+        _check(lib, lib.EC_KEY_set_ex_data(key, _slot(lib), number), "key's number")
         holder: int = lib.EVP_PKEY_new()
         _check(lib, lib.EVP_PKEY_assign(holder, _EVP_PKEY_EC, key), "key")
     except Fault:
@@ -162,6 +168,13 @@ def _method(lib: ctypes.CDLL) -> int:
 
 
 @functools.cache
+def _slot(lib: ctypes.CDLL) -> int:
+    """Where a key carries its signer's number (CRYPTO_get_ex_new_index(3))."""
+    slot: int = lib.CRYPTO_get_ex_new_index(_CRYPTO_EX_INDEX_EC_KEY, 0, None, None, None, None)
+    return slot
+
+
+@functools.cache
 def _callback() -> ctypes._FuncPointer:
     return _SIGN(_sign)
 
@@ -171,10 +184,11 @@ def _sign(
 ) -> int:
     """ECDSA_sign as EC_KEY_METHOD_set_sign(3) has it: 1 with `out` filled, or 0."""
     try:
-        signer = _signers[_public_point(_library(), key)]
+        lib = _library()
+        signer = _signers[lib.EC_KEY_get_ex_data(key, _slot(lib))]
         if length != _DIGEST_BYTES:
             return 0
-        signature = signer(ctypes.string_at(digest, length))
+        signature = signer.sign(ctypes.string_at(digest, length))
         if not 0 < len(signature) <= _MAX_SIGNATURE_BYTES:
             return 0
         ctypes.memmove(out, signature, len(signature))
@@ -182,13 +196,6 @@ def _sign(
     except Exception:  # it must not pass through C; the signer keeps what went wrong
         return 0
     return 1
-
-
-def _public_point(lib: ctypes.CDLL, key: int) -> bytes:
-    out = ctypes.create_string_buffer(_POINT_BYTES)
-    group, point = lib.EC_KEY_get0_group(key), lib.EC_KEY_get0_public_key(key)
-    size = lib.EC_POINT_point2oct(group, point, _UNCOMPRESSED, out, len(out), None)
-    return out.raw[:size]
 
 
 def _check(lib: ctypes.CDLL, result: int | None, what: str) -> None:

@@ -54,13 +54,15 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A second message that was, or is about to be, sent. `authority` is where to; `root` is the pinned root's DER."""
+    """A second message that was, or is about to be, sent. `authority` is where to, `host:port`; `root` is the pinned
+    root's DER; `spki` is the key's DER SubjectPublicKeyInfo."""
 
     purpose: str
     authority: str
     root: bytes
     message: bytes
     key: KeyFile
+    spki: bytes
 
 
 class NodeStore:
@@ -97,6 +99,7 @@ class NodeStore:
             root=fields.base64("root", max_bytes=_MAX_KEY_BYTES),
             message=fields.base64("message", max_bytes=MAX_COMPLETE_BYTES),
             key=_key(fields),
+            spki=fields.base64("spki", max_bytes=_MAX_KEY_BYTES),
         )
         fields.finish()
         return pending
@@ -109,6 +112,7 @@ class NodeStore:
                 "authority": pending.authority,
                 "root": _b64(pending.root),
                 "message": _b64(pending.message),
+                "spki": _b64(pending.spki),
                 **_key_fields(pending.key),
             },
         )
@@ -118,10 +122,13 @@ class NodeStore:
 
     @contextmanager
     def exclusively(self) -> Iterator[None]:
-        """Wait until no other process enrols or renews with this folder."""
+        """Nobody else enrols or renews with this folder meanwhile. Raises `Fault(OVERLOADED)` when another does."""
         make_private_folder(self._folder)
         with (self._folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Fault(Reason.OVERLOADED, "another enrolment or renewal of this node is under way") from None
             yield
 
     def _write(self, path: Path, content: dict[str, object]) -> None:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from agent.openssl import forget_foreign_key, use_foreign_key
+from agent.openssl import use_foreign_key
 from agent.tpm import Tpm
 from agent.tpm_values import TlsKeyFile
 from foundation.faults import Fault
@@ -105,7 +105,8 @@ class TpmTlsKey:
         return _KeyInTpm(self)
 
     def install(self, context: ssl.SSLContext, chain: tuple[bytes, ...]) -> None:
-        use_foreign_key(context, chain, self._point(), self.sign)
+        point = self.public_key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+        use_foreign_key(context, chain, point, self)
 
     def sign(self, digest: bytes) -> bytes:
         """An ECDSA signature in DER over a SHA-256 digest. Raises `Fault(TPM_UNAVAILABLE | TLS_KEY_UNUSABLE)`, and
@@ -117,13 +118,6 @@ class TpmTlsKey:
             raise
         self.signatures += 1
         return signature
-
-    def close(self) -> None:
-        """Contexts with this key authenticate no more."""
-        forget_foreign_key(self._point())
-
-    def _point(self) -> bytes:
-        return self.public_key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
 
 
 class _KeyInTpm(ec.EllipticCurvePrivateKey):

@@ -1,0 +1,46 @@
+"""Opens the node's key where it lives, makes new ones, and authenticates with it. Blocks."""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import AbstractContextManager, nullcontext
+
+from agent.channel import trusting
+from agent.evidence import Prover, SoftwareProver, TpmProver
+from agent.settings import AgentSettings
+from agent.store import Identity, KeyFile
+from agent.tlskey import SoftwareTlsKey, TlsKey, TpmTlsKey, self_test
+from agent.tpm import Tpm
+from foundation.faults import Fault
+from foundation.reasons import Reason
+
+
+def machine_tpm(settings: AgentSettings) -> AbstractContextManager[Tpm | None]:
+    """The machine's TPM, open; `None` where the node is to do without. Raises `Fault(TPM_UNAVAILABLE)`."""
+    return nullcontext() if settings.attestation == "none" else Tpm(settings.tcti)
+
+
+def stored_key(file: KeyFile, tpm: Tpm | None) -> TlsKey:
+    """Raises `Fault(TLS_KEY_UNUSABLE)`."""
+    if file.kind == "software":
+        return SoftwareTlsKey.parse(file.pem)
+    if tpm is None:
+        raise Fault(Reason.TLS_KEY_UNUSABLE, "the key is in a TPM, the settings say there is none", field="attestation")
+    return TpmTlsKey(tpm, tpm.read_tls_key(file.pem))
+
+
+def new_prover(settings: AgentSettings, tpm: Tpm | None) -> Prover:
+    """A prover with a new TLS key. One in the TPM has done a handshake already: a key that cannot is found here, not
+    after the authority certified it. Raises `Fault(TPM_UNAVAILABLE | TLS_KEY_UNUSABLE)`."""
+    if tpm is None:
+        return SoftwareProver(SoftwareTlsKey.generate())
+    key = TpmTlsKey(tpm, tpm.create_tls_key())
+    self_test(key)
+    return TpmProver(tpm, key, ek=settings.ek, event_log=settings.event_log)
+
+
+def client_context(identity: Identity, key: TlsKey) -> ssl.SSLContext:
+    """TLS 1.3 with the node's certificate, trusting its root alone."""
+    context = trusting(identity.root)
+    key.install(context, identity.issued.chain[:-1])
+    return context
