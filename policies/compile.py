@@ -32,7 +32,7 @@ _MAX_ERRORS = 10
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*){0,15}\.rego", re.ASCII)
 # What brackets may hide in: raw strings, strings, comments. Unclosed ones end with the line or the file.
 _HIDDEN = re.compile(rb'`[^`]*(?:`|\Z)|"(?:\\.|[^"\\\n])*"?|#[^\n]*')
-_WHERE = re.compile(r"(?:^|error: )(?:\S*/)?rego/(\S+?\.rego):(\d+): (.*)", re.MULTILINE)
+_WHERE = re.compile(r"(?:^|error: |occurred: )(?:\S*/)?rego/(\S+?\.rego):(\d+): (.*)", re.MULTILINE)
 _UNDEFINED = re.compile(r"undefined function ([A-Za-z0-9_.]+)")
 _BOUNDS = 'ulimit -t "$1" -v "$2" -f "$3" -c 0; shift 3; exec "$@"'
 
@@ -155,12 +155,12 @@ class Workshop:
                 raise Fault(Reason.POLICY_COMPILE, "the compiler's bundle is not complete")
             return content.read(_MAX_OUTPUT)
 
-    def run(self, *arguments: str) -> bytes:
-        """The output of `opa` with these arguments. Raises `Fault`."""
+    def run(self, *arguments: str, accept: Sequence[int] = (0,)) -> bytes:
+        """The output of `opa` with these arguments. Raises `Fault` when it ends with a status not in `accept`."""
         out, err = self._folder / "stdout", self._folder / "stderr"
         with out.open("wb") as stdout, err.open("wb") as stderr:
             status = self._bounded(arguments, stdout.fileno(), stderr.fileno())
-        if status != 0:
+        if status not in accept:
             raise self._fault(status, err.read_bytes()[:65_536].decode(errors="replace"))
         return out.read_bytes()
 
