@@ -1,0 +1,122 @@
+"""The decision log's files: the one that grows, and those that are closed. Synchronous: what takes long runs in a
+thread.
+
+A segment is named after the first decision recorded in it: `<id>.jsonl` while it grows, `<id>.jsonl.gz` once closed.
+Its SHA-256 is that of the lines, uncompressed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from foundation.decisionlog.line import ID_PREFIX
+from foundation.files import SECRET_MODE, sync_folder
+
+OPEN_SUFFIX, CLOSED_SUFFIX = ".jsonl", ".jsonl.gz"
+_ID_AT = slice(len(ID_PREFIX), len(ID_PREFIX) + len("d-") + 28)
+_FAST = 1  # gzip's level: decisions compress well, and the time is the gateway's
+
+
+class ActiveSegment:
+    """The segment that grows. `size` is how many bytes of whole lines it holds."""
+
+    def __init__(self, directory: Path, first: str) -> None:
+        self.path = directory / f"{first}{OPEN_SUFFIX}"
+        self.size = 0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW
+        self._file = os.open(self.path, flags, SECRET_MODE)
+
+    def append(self, data: bytes) -> None:
+        """Hand whole lines to the kernel, all or none. Raises `OSError`."""
+        try:
+            written = os.write(self._file, data)
+            while written < len(data):
+                written += os.write(self._file, data[written:])
+        except OSError:
+            os.ftruncate(self._file, self.size)
+            raise
+        self.size += len(data)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFacts:
+    """What the audit log keeps of a closed segment."""
+
+    first: str
+    last: str
+    count: int
+    size: int
+    sha256: str
+
+
+def segment_paths(directory: Path) -> list[Path]:
+    """All segments, oldest first."""
+    found = (path for path in directory.iterdir() if path.name.endswith((OPEN_SUFFIX, CLOSED_SUFFIX)))
+    return sorted((path for path in found if not path.name.startswith(".")), key=first_id)
+
+
+def first_id(path: Path) -> str:
+    return path.name.split(".")[0]
+
+
+def read_segment(path: Path) -> bytes:
+    """The segment's lines. Raises `OSError`."""
+    raw = path.read_bytes()
+    lines = gzip.decompress(raw) if path.name.endswith(CLOSED_SUFFIX) else raw
+    return lines[: lines.rfind(b"\n") + 1]  # a writer may be at work
+
+
+def id_of(line: bytes) -> str:
+    return line[_ID_AT].decode("ascii", "replace")
+
+
+def newest_id(directory: Path) -> str:
+    """The ID recorded last, or nothing when the log is empty. Raises `OSError`."""
+    paths = segment_paths(directory)
+    return max(first_id(paths[-1]), facts(paths[-1]).last) if paths else ""
+
+
+def facts(path: Path) -> SegmentFacts:
+    """Computed anew from the file, so that it can be compared with the audit log. Raises `OSError`."""
+    lines = read_segment(path)
+    last = lines[lines.rfind(b"\n", 0, -1) + 1 :]
+    return SegmentFacts(id_of(lines), id_of(last), lines.count(b"\n"), len(lines), hashlib.sha256(lines).hexdigest())
+
+
+def compress(path: Path) -> Path:
+    """Replace an open segment by its closed form, on disk when this returns. Raises `OSError`."""
+    closed = path.with_name(f"{first_id(path)}{CLOSED_SUFFIX}")
+    draft = path.with_name(f".{closed.name}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, SECRET_MODE)
+    with os.fdopen(descriptor, "wb") as file:
+        with path.open("rb") as lines, gzip.GzipFile(fileobj=file, mode="wb", compresslevel=_FAST, mtime=0) as packed:
+            shutil.copyfileobj(lines, packed, 1 << 18)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(closed)
+    sync_folder(path.parent)
+    path.unlink()
+    return closed
+
+
+def mend(directory: Path) -> list[Path]:
+    """After a crash: drop drafts and doubles, cut torn lines, and return the segments still to be closed."""
+    for draft in directory.glob(".*"):
+        draft.unlink()
+    unclosed = []
+    for path in directory.glob(f"*{OPEN_SUFFIX}"):
+        whole = len(read_segment(path))
+        if not whole or path.with_name(f"{first_id(path)}{CLOSED_SUFFIX}").exists():
+            path.unlink()
+            continue
+        os.truncate(path, whole)
+        unclosed.append(path)
+    return sorted(unclosed)
