@@ -102,14 +102,22 @@ class Channel:
         self.server_spki_sha256 = hashlib.sha256(spki).digest()
 
 
-def refusal(status: int, body: bytes) -> Fault:
-    """The fault that a server's problem+json (RFC 9457) tells; of what it is made is the server's word only."""
+class Refusal(Fault):
+    """A server's refusal, in its own words. `decision` names the decision for `sallyport explain`, where it has one."""
+
+    def __init__(self, reason: Reason, detail: str, field: str = "", decision: str = "") -> None:
+        super().__init__(reason, detail, field=field)
+        self.decision = decision
+
+
+def refusal(status: int, body: bytes) -> Refusal:
+    """What a problem+json (RFC 9457) says. One that is not ours is `INTERNAL`."""
     try:
         fields = Fields.from_json(body, "problem", Reason.MESSAGE_MALFORMED, max_bytes=_MAX_PROBLEM_BYTES)
         reason = Reason.from_code(fields.text("reason", max_length=64))
-        return Fault(reason, fields.text("detail", ""), field=fields.text("field", ""))
+        return Refusal(reason, *(fields.text(name, "") for name in ("detail", "field", "decision")))
     except (Fault, KeyError):
-        return Fault(Reason.INTERNAL, f"the server answers {status} without a reason of ours")
+        return Refusal(Reason.INTERNAL, f"the server answers {status} without a reason of ours")
 
 
 def _presented_chain(tls: ssl.SSLSocket) -> tuple[bytes, ...]:

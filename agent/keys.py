@@ -16,8 +16,13 @@ from foundation.reasons import Reason
 
 
 def machine_tpm(settings: AgentSettings) -> AbstractContextManager[Tpm | None]:
-    """The machine's TPM, open; `None` where the node is to do without. Raises `Fault(TPM_UNAVAILABLE)`."""
+    """The machine's TPM, open; `None` where the settings say to do without. Raises `Fault(TPM_UNAVAILABLE)`."""
     return nullcontext() if settings.attestation == "none" else Tpm(settings.tcti)
+
+
+def tpm_for(file: KeyFile, settings: AgentSettings) -> AbstractContextManager[Tpm | None]:
+    """The TPM that a stored key needs, open; `None` for a software key. Raises `Fault(TPM_UNAVAILABLE)`."""
+    return nullcontext() if file.kind == "software" else Tpm(settings.tcti)
 
 
 def stored_key(file: KeyFile, tpm: Tpm | None) -> TlsKey:
@@ -25,7 +30,7 @@ def stored_key(file: KeyFile, tpm: Tpm | None) -> TlsKey:
     if file.kind == "software":
         return SoftwareTlsKey.parse(file.pem)
     if tpm is None:
-        raise Fault(Reason.TLS_KEY_UNUSABLE, "the key is in a TPM, the settings say there is none", field="attestation")
+        raise Fault(Reason.TLS_KEY_UNUSABLE, "the key is in a TPM, and none is open", field="tls_key")
     return TpmTlsKey(tpm, tpm.read_tls_key(file.pem))
 
 

@@ -7,7 +7,7 @@ from contextlib import closing
 
 from agent.channel import Channel
 from agent.exchange import Report, deliver, propose
-from agent.keys import client_context, machine_tpm, new_prover, stored_key
+from agent.keys import client_context, new_prover, stored_key, tpm_for
 from agent.settings import Address, AgentSettings
 from agent.store import Identity, NodeStore, Pending
 from agent.tpm import Tpm
@@ -27,7 +27,7 @@ async def renew(settings: AgentSettings, store: NodeStore, clock: Clock, report:
     `NOT_ENROLLED`."""
     with store.exclusively():
         identity = store.identity()
-        with await asyncio.to_thread(machine_tpm, settings) as tpm:
+        with await asyncio.to_thread(tpm_for, identity.key, settings) as tpm:
             channel = await asyncio.to_thread(_channel, settings, identity, tpm)
             with closing(channel):
                 pending = store.pending()

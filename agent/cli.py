@@ -1,0 +1,246 @@
+"""`sallyport node`: this machine as a node.
+
+Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from agent.call import Call
+from agent.call import call as call_through_gateway
+from agent.channel import Refusal
+from agent.enrol import enrol as enrol_node
+from agent.keys import client_context, stored_key, tpm_for
+from agent.renew import is_due
+from agent.renew import renew as renew_node
+from agent.settings import DEFAULT_FILE, Address, AgentSettings
+from agent.store import Identity, NodeStore
+from agent.tlskey import TpmTlsKey, self_test
+from foundation.clock import SystemClock
+from foundation.faults import Fault
+from foundation.files import read_secret
+from foundation.reasons import Reason
+from foundation.wire.enrolment import Token
+
+app = typer.Typer(no_args_is_help=True, help="This machine as a node: enrol, renew, status, call.")
+_out, _err = Console(), Console(stderr=True)
+_MAX_TOKEN_BYTES = 1024
+
+_Config = Annotated[Path | None, typer.Option("--config", help=f"TOML file with [agent]; {DEFAULT_FILE} if it exists.")]
+_Directory = Annotated[Path | None, typer.Option(help="The node's files.")]
+_Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+_Authority = Annotated[str, typer.Option(help="The enrolment listener, host:port.")]
+_Renewal = Annotated[str, typer.Option(help="The authority's API, host:port.")]
+_Gateway = Annotated[str, typer.Option(help="The gateway, host:port.")]
+_Tcti = Annotated[str, typer.Option(help="Where the TPM is, as tpm2-tools' -T takes it.")]
+
+
+@app.command()
+def enrol(
+    token_file: Annotated[Path, typer.Option(help="File with the token, mode 0600; - reads standard input.")],
+    authority: _Authority = "",
+    node: Annotated[str, typer.Option(help="The name asked for; the token may fix it.")] = "",
+    key: Annotated[str, typer.Option(help="`tpm`, or `software` where the authority allows nodes without one.")] = "",
+    tcti: _Tcti = "",
+    event_log: Annotated[Path | None, typer.Option(help="The firmware's measured-boot log.")] = None,
+    config: _Config = None,
+    directory: _Directory = None,
+    as_json: _Json = False,
+) -> None:
+    """Prove this machine by its TPM and get a certificate whose key lives in it. A lost answer is asked for again."""
+    with _failing_clearly():
+        settings = _settings(config, directory, authority=authority, tcti=tcti, event_log=event_log)
+        if key:
+            settings = replace(settings, attestation={"tpm": "tpm", "software": "none"}.get(key) or _wrong_key(key))
+        settings = replace(settings, node=node or settings.node)
+        store = NodeStore(settings.directory)
+        token = _read_token(token_file)
+        with _progress(quiet=as_json) as report:
+            identity = asyncio.run(enrol_node(settings, token, store, SystemClock(), report))
+        _show(identity, as_json, {"enrolled": True})
+
+
+@app.command()
+def renew(
+    if_due: Annotated[bool, typer.Option("--if-due", help="Only when the authority asked for it by now.")] = False,
+    renewal: _Renewal = "",
+    tcti: _Tcti = "",
+    config: _Config = None,
+    directory: _Directory = None,
+    as_json: _Json = False,
+) -> None:
+    """Get a new certificate for a new key by a fresh quote."""
+    with _failing_clearly():
+        settings = _settings(config, directory, renewal=renewal, tcti=tcti)
+        store, clock = NodeStore(settings.directory), SystemClock()
+        identity = store.identity()
+        due = not if_due or is_due(identity, clock) or store.pending() is not None
+        if due:
+            with _progress(quiet=as_json) as report:
+                identity = asyncio.run(renew_node(settings, store, clock, report))
+        _show(identity, as_json, {"renewed": due})
+
+
+@app.command()
+def status(
+    test_key: Annotated[bool, typer.Option("--test-key", help="Do a handshake in memory with the key.")] = False,
+    tcti: _Tcti = "",
+    config: _Config = None,
+    directory: _Directory = None,
+    as_json: _Json = False,
+) -> None:
+    """Say who this node is, and until when."""
+    with _failing_clearly():
+        settings = _settings(config, directory, tcti=tcti)
+        store = NodeStore(settings.directory)
+        identity = store.identity()
+        extra: dict[str, Any] = {"answer_outstanding": store.pending() is not None}
+        if test_key:
+            extra["signatures_by_tpm"] = _count_signatures(identity, settings)
+        _show(identity, as_json, extra)
+
+
+@app.command()
+def call(
+    method: Annotated[str, typer.Argument(help="GET, POST, …")],
+    path: Annotated[str, typer.Argument(help="Path and query, sent as they stand.")],
+    data: Annotated[str, typer.Option(help="Body; @FILE reads a file, @- standard input.")] = "",
+    header: Annotated[list[str] | None, typer.Option(help="`Name: value`; may stand several times.")] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Let the answer last: a watch.")] = False,
+    gateway: _Gateway = "",
+    tcti: _Tcti = "",
+    config: _Config = None,
+    directory: _Directory = None,
+) -> None:
+    """Call a service behind the gateway with this node's key. The answer's body goes to standard output as it comes."""
+    with _failing_clearly():
+        settings = _settings(config, directory, gateway=gateway, tcti=tcti)
+        if settings.gateway is None:
+            raise Fault(Reason.SETTING_INVALID, "say where the gateway is, as host:port", field="agent.gateway")
+        request = Call(method.upper(), path, _headers(header or ()), _body(data), None if stream else settings.timeout)
+        status_code = _call(settings, settings.gateway, request)
+        if status_code >= 400:
+            _err.print(f"the service answers {status_code}")
+            raise typer.Exit(1)
+
+
+def _call(settings: AgentSettings, gateway: Address, request: Call) -> int:
+    identity = NodeStore(settings.directory).identity()
+    with tpm_for(identity.key, settings) as tpm:
+        key = stored_key(identity.key, tpm)
+        try:
+            return asyncio.run(call_through_gateway(gateway, client_context(identity, key), request, _write))
+        except Fault as fault:
+            # OpenSSL tells of a signature that was not made as of any failed handshake.
+            raise getattr(key, "fault", None) or fault from None
+
+
+def _count_signatures(identity: Identity, settings: AgentSettings) -> int:
+    with tpm_for(identity.key, settings) as tpm:
+        key = stored_key(identity.key, tpm)
+        return self_test(key) if isinstance(key, TpmTlsKey) else 0
+
+
+def _settings(
+    config: Path | None, directory: Path | None, *, event_log: Path | None = None, tcti: str = "", **addresses: str
+) -> AgentSettings:
+    """The file's settings, and over them the command line's."""
+    path = config or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+    settings = AgentSettings.load(path) if path else AgentSettings()
+    given: dict[str, Any] = {name: Address.parse(text, f"--{name}") for name, text in addresses.items() if text}
+    given |= {"directory": directory} if directory else {}
+    given |= {"event_log": event_log} if event_log else {}
+    given |= {"tcti": tcti} if tcti else {}
+    return replace(settings, **given)
+
+
+def _read_token(path: Path) -> Token:
+    """Never from the command line: other users read that."""
+    piped = str(path) == "-"
+    raw = sys.stdin.buffer.read(_MAX_TOKEN_BYTES) if piped else read_secret(path, max_bytes=_MAX_TOKEN_BYTES)
+    return Token.parse(raw.decode("ascii", "replace").strip())
+
+
+def _headers(lines: list[str] | tuple[()]) -> tuple[tuple[str, str], ...]:
+    split = [line.partition(":") for line in lines]
+    if any(not name or not colon or "\n" in value or "\r" in value for name, colon, value in split):
+        raise Fault(Reason.REQUEST_MALFORMED, "expected `Name: value`", field="--header")
+    return tuple((name.strip(), value.strip()) for name, _, value in split)
+
+
+def _body(data: str) -> bytes | None:
+    if not data.startswith("@"):
+        return data.encode() if data else None
+    try:
+        return sys.stdin.buffer.read() if data == "@-" else Path(data[1:]).read_bytes()
+    except OSError as error:
+        raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=data[1:]) from error
+
+
+def _write(chunk: bytes) -> None:
+    sys.stdout.buffer.write(chunk)
+    sys.stdout.buffer.flush()
+
+
+def _wrong_key(key: str) -> str:
+    raise Fault(Reason.SETTING_INVALID, f"expected tpm or software, not {key!r}", field="--key")
+
+
+def _show(identity: Identity, as_json: bool, extra: dict[str, Any]) -> None:
+    issued = identity.issued
+    facts: dict[str, Any] = {
+        "spiffe_id": issued.spiffe_id,
+        "attestation": issued.attestation,
+        "key": identity.key.kind,
+        "not_after": _time(issued.not_after),
+        "renew_after": _time(issued.renew_after),
+        "attested_until": _time(issued.attested_until),
+        **extra,
+    }
+    if as_json:
+        _out.file.write(json.dumps(facts) + "\n")
+        return
+    for name, value in facts.items():
+        _out.print(f"[dim]{name.replace('_', ' '):>18}[/dim]  {escape(str(value))}", soft_wrap=True)
+
+
+def _time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+
+@contextlib.contextmanager
+def _progress(*, quiet: bool) -> Iterator[Any]:
+    if quiet or not _err.is_terminal:
+        yield lambda _step: None
+        return
+    with _err.status("starting") as spinner:
+        yield lambda step: spinner.update(escape(step))
+
+
+@contextlib.contextmanager
+def _failing_clearly() -> Iterator[None]:
+    """What went wrong and what to do, on standard error; exit code 1."""
+    try:
+        yield
+    except Fault as fault:
+        _err.print(f"[bold red]{fault.reason.code}[/bold red]: {escape(fault.reason.meaning)}", soft_wrap=True)
+        if fault.detail:
+            where = f" ({fault.field})" if fault.field else ""
+            _err.print(f"  {escape(fault.detail + where)}", soft_wrap=True)
+        _err.print(f"  [green]what to do:[/green] {escape(fault.reason.remedy)}", soft_wrap=True)
+        if isinstance(fault, Refusal) and fault.decision:
+            _err.print(f"  [dim]sallyport explain {escape(fault.decision)}[/dim]", soft_wrap=True)
+        raise typer.Exit(1) from None
