@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ssl
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,16 +43,17 @@ class ServerContext(ssl.SSLContext):
 
 
 def server_context(
-    pair: KeyPair, *, client_roots: bytes | None, protocols: tuple[str, ...] = HTTP_1_1
+    pair: KeyPair, *, client_roots: bytes | None, present: bytes = b"", protocols: tuple[str, ...] = HTTP_1_1
 ) -> ServerContext:
     """The context of a listener. `client_roots` are CA certificates (PEM) to which every client must chain; with None
-    no client is asked for a certificate. Raises `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE)`."""
+    no client is asked for a certificate. `present` is a root (PEM) to send behind the chain, for clients that know
+    nothing but its hash. Raises `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE)`."""
     context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     _harden(context)
     context.options |= ssl.OP_NO_TICKET
     context.num_tickets = 0
     context.set_alpn_protocols(list(protocols))
-    context.spki_sha256 = _load_pair(context, pair)
+    context.spki_sha256 = _load_pair(context, pair, present)
     if client_roots is not None:
         context.verify_mode = ssl.CERT_REQUIRED
         _load_roots(context, client_roots)
@@ -100,12 +102,16 @@ def _harden(context: ssl.SSLContext) -> None:
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
 
 
-def _load_pair(context: ssl.SSLContext, pair: KeyPair) -> bytes:
+def _load_pair(context: ssl.SSLContext, pair: KeyPair, present: bytes = b"") -> bytes:
     read_secret(pair.key)  # refuses a key that others may read; OpenSSL would not
     try:
-        # An empty passphrase: without one OpenSSL would ask at the terminal and wait.
-        context.load_cert_chain(pair.certificate, pair.key, password="")
-        leaf = x509.load_pem_x509_certificate(pair.certificate.read_bytes())
+        chain = pair.certificate.read_bytes()
+        with tempfile.NamedTemporaryFile() as file:  # OpenSSL reads chains from files alone
+            file.write(chain + present)
+            file.flush()
+            # An empty passphrase: without one OpenSSL would ask at the terminal and wait.
+            context.load_cert_chain(file.name, pair.key, password="")
+        leaf = x509.load_pem_x509_certificate(chain)
     except (OSError, ValueError) as error:
         where = f"{pair.certificate}, {pair.key}"
         raise Fault(Reason.FILE_UNREADABLE, "not a certificate with its PKCS #8 key", field=where) from error

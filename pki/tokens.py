@@ -43,6 +43,19 @@ class TokenUse:
     binding: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """What may be told of a token: everything but its secret. `state` is `open`, `bound`, `spent`, `voided` or
+    `expired`."""
+
+    token_id: bytes
+    identity: SpiffeId
+    state: str
+    minted_by: str
+    minted_at: float
+    expires_at: float
+
+
 class Tokens:
     """Mint and check tokens. Spending one is a step of issuing."""
 
@@ -96,6 +109,14 @@ class Tokens:
             if (await work.connection.execute(swap)).rowcount != 1:
                 raise Fault(Reason.TOKEN_BOUND_ELSEWHERE, field="token")
         return TokenUse(use.token_id, use.identity, use.expires_at, binding)
+
+    async def page(self, *, after: bytes = b"", limit: int = 100) -> tuple[TokenRecord, ...]:
+        """At most `limit` (1 to 1000) tokens in the order of their IDs, behind the ID `after`."""
+        query = select(tokens).where(tokens.c.token_id > after).order_by(tokens.c.token_id)
+        now = self._books.clock.now()
+        async with self._books.reading() as connection:
+            rows = await connection.execute(query.limit(max(1, min(limit, 1000))))
+            return tuple(_record(row, now) for row in rows)
 
     async def void(self, identity: SpiffeId, actor: str) -> int:
         """Make every unspent token of an identity useless. Returns how many."""
@@ -152,6 +173,13 @@ async def _read(connection: AsyncConnection, token_id: bytes) -> Row[Any] | None
 
 def _use(row: Row[Any]) -> TokenUse:
     return TokenUse(row.token_id, SpiffeId.parse(row.identity), row.expires_at, row.bound_to or b"")
+
+
+def _record(row: Row[Any], now: float) -> TokenRecord:
+    states = ((row.voided, "voided"), (row.spent_on is not None, "spent"), (row.expires_at <= now, "expired"))
+    state = next((name for holds, name in states if holds), "bound" if row.bound_to else "open")
+    identity = SpiffeId.parse(row.identity)
+    return TokenRecord(row.token_id, identity, state, row.minted_by, row.minted_at, row.expires_at)
 
 
 def _columns(token: Token, identity: SpiffeId, ttl: float, actor: str, now: float) -> dict[str, Any]:
