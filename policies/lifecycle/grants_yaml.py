@@ -14,7 +14,7 @@ from foundation.identifiers import Kind, check_name
 from foundation.reasons import Reason
 from policies.lifecycle.findings import Findings
 from policies.lifecycle.paths import parse_paths
-from policies.lifecycle.routes_yaml import RouteEntry, read_tiers
+from policies.lifecycle.routes_yaml import read_tiers
 from policies.lifecycle.strict_yaml import Document
 from policies.routes import RouteType
 
@@ -28,7 +28,7 @@ _DATE_TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2})?(Z|[+-]\d{2}:\d{
 class Known:
     """What grants may refer to. `roles` are those of our own API; grants.yaml adds its own."""
 
-    routes: Mapping[str, RouteEntry]
+    routes: Mapping[str, RouteType]
     segments: frozenset[str]
     roles: frozenset[str]
 
@@ -65,7 +65,7 @@ def _read_grant(item: Fields, findings: Findings, known: Known, found: Grants, i
     item.text("about", "")
     role = _one_known(item, "role", known.roles)
     route = _one_known(item, "route", known.routes)
-    if known.routes[route].route.type is RouteType.HTTP:
+    if known.routes[route] is RouteType.HTTP:
         row |= parse_paths(item, "paths") | {"methods": _methods(item)}
     elif item.has("paths") or item.has("methods"):
         raise item.fault("paths", "a stream has no paths and no methods")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from foundation.fields import Fields
@@ -26,27 +26,28 @@ _FILE = re.compile(r"(/[A-Za-z0-9_.-]+)+", re.ASCII)
 _UPGRADES = ("websocket", "spdy/3.1", "tcp")
 
 
-@dataclass(frozen=True, slots=True)
-class RouteEntry:
-    """One route, for both its readers."""
+@dataclass(slots=True)
+class Routes:
+    """The routes of the file and, by name, their rows for Rego. `types` also holds those that are not valid, so that a
+    grant on one of them is no second finding."""
 
-    route: Route
-    row: dict[str, Any]
+    routes: dict[str, Route] = field(default_factory=dict)
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    types: dict[str, RouteType] = field(default_factory=dict)
 
 
-def read_routes(
-    document: Document, findings: Findings, segments: frozenset[str], least: AttestationClass
-) -> list[RouteEntry]:
+def read_routes(document: Document, findings: Findings, segments: frozenset[str], least: AttestationClass) -> Routes:
     """The routes of the file. `least` is the weakest attestation that any of them may accept."""
-    entries: dict[str, RouteEntry] = {}
+    found = Routes()
     places: dict[tuple[str, tuple[str, ...]], str] = {}
 
     def read(item: Fields) -> None:
-        name = findings.name(item, "name", taken=entries)
+        name = findings.name(item, "name", taken=found.types)
         if name.startswith(API_PREFIX):
             raise item.fault("name", f"names that begin with {API_PREFIX!r} are those of our own API")
-        route = _route(item, name)
-        entries[name] = RouteEntry(route, _row(item, route, segments, least))
+        found.types[name] = RouteType(item.one_of("type", tuple(RouteType), RouteType.HTTP))
+        route = _route(item, name, found.types[name])
+        found.routes[name], found.rows[name] = route, _row(item, route, segments, least)
         holder = places.setdefault((route.host, route.prefix), name) if route.type is RouteType.HTTP else name
         if holder != name:
             raise item.fault("prefix", f"route {holder!r} has the same host and prefix")
@@ -55,13 +56,13 @@ def read_routes(
         fields = document.fields()
         findings.each(document, fields, "routes", read)
         fields.finish()
-    return list(entries.values())
+    return found
 
 
-def _route(item: Fields, name: str) -> Route:
+def _route(item: Fields, name: str, route_type: RouteType) -> Route:
     item.text("about", "")
     route_class = RouteClass(item.one_of("class", tuple(RouteClass), RouteClass.STANDARD))
-    if item.one_of("type", tuple(RouteType), RouteType.HTTP) == RouteType.STREAM:
+    if route_type is RouteType.STREAM:
         service = check_name(item.text("service"), field=f"{item.path}.service")
         return Route(name, RouteType.STREAM, "", (), (), route_class, service=service)
     return Route(

@@ -26,7 +26,7 @@ from foundation.identity import AttestationClass
 from foundation.reasons import Reason
 from policies.lifecycle.findings import Findings
 from policies.lifecycle.grants_yaml import Grants, Known, read_grants
-from policies.lifecycle.routes_yaml import RouteEntry, read_routes
+from policies.lifecycle.routes_yaml import Routes, read_routes
 from policies.lifecycle.strict_yaml import Document
 from policies.routes import Route
 
@@ -35,7 +35,7 @@ MAX_FILES = 256
 MAX_FILE_BYTES = 2 << 20
 _SOURCES = ("*.yaml", "rules/*.rego", "policy/*.rego")
 _OWN_PACKAGE = re.compile(rb"package sallyport\.custom(\.[a-z_][a-z0-9_]*)*")
-_API_ENTRY = re.compile(r"(\*|[a-z_]+)(\.(\*|[a-z_]+))?", re.ASCII)
+_API_ENTRY = re.compile(r"(\*|[a-z][a-z-]*)(\.(\*|[a-z][a-z-]*))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +65,16 @@ def load_workspace(
     than `least`. Raises `WorkspaceInvalid`."""
     findings = Findings()
     segments = _read_segments(findings.parse(files, "segments.yaml"), findings)
-    entries = read_routes(findings.parse(files, "routes.yaml"), findings, frozenset(segments), least)
+    routes = read_routes(findings.parse(files, "routes.yaml"), findings, frozenset(segments), least)
     api = _read_api(findings.parse({**default_policy, **files}, "api.yaml"), findings)
-    known = Known({entry.route.name: entry for entry in entries}, frozenset(segments), frozenset(api["roles"]))
+    known = Known(routes.types, frozenset(segments), frozenset(api["roles"]))
     grants = read_grants(findings.parse(files, "grants.yaml"), findings, known)
     sources = _sources(files, default_policy, findings)
     if findings.faults:
         raise WorkspaceInvalid(tuple(findings.faults))
     tests = {path: text for path, text in sources.items() if path.endswith("_test.rego")}
     rego = {path: text for path, text in sources.items() if path not in tests}
-    return Workspace(tuple(entry.route for entry in entries), _data(entries, grants, segments, api), rego, tests)
+    return Workspace(tuple(routes.routes.values()), _data(routes, grants, segments, api), rego, tests)
 
 
 def read_workspace(folder: Path, least: AttestationClass = AttestationClass.NONE) -> Workspace:
@@ -108,11 +108,8 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _data(
-    entries: list[RouteEntry], grants: Grants, segments: Mapping[str, list[str]], api: Mapping[str, Any]
-) -> dict[str, Any]:
-    routes = {entry.route.name: entry.row for entry in entries}
-    rows = {"routes": routes, "grants": grants.granted, "denies": grants.denied, "segments": segments, "api": api}
+def _data(routes: Routes, grants: Grants, segments: Mapping[str, list[str]], api: Mapping[str, Any]) -> dict[str, Any]:
+    rows = {"routes": routes.rows, "grants": grants.granted, "denies": grants.denied, "segments": segments, "api": api}
     return {"workspace": rows}
 
 

@@ -58,8 +58,8 @@ matching_denies contains {"id": deny.id, "why": deny.why} if {
 
 matching_denies contains {"id": "", "why": why} if some why in data.sallyport.custom.deny
 
-# Grants on this route, those first that lack least.
-misses contains [count(lacks), grant.id, miss] if {
+# Grants on this route, those first that lack least. To lack the role counts double: it is the caller that would change.
+misses contains [count(lacks) + count([thing | some thing in lacks; thing == "role"]), grant.id, miss] if {
 	some role, grants in data.workspace.grants[input.route]
 	some grant in grants
 	lacks := [thing | some thing in ["role", "path", "method", "site", "tier", "time"]; lack(thing, role, grant)]
