@@ -6,10 +6,10 @@ What lies in the folder afterwards:
 | file | what |
 |---|---|
 | root.pem, root.crl | the root, ten years, and its CRL: for everybody |
-| root.key, root.passphrase | the root's key, encrypted: needed for the next issuing CA alone; keep both offline, apart |
+| root.key, root.passphrase | the root's key, encrypted: for the next issuing CA; keep both offline, apart |
 | issuing.pem, issuing.key | the issuing CA, one year, and its key, encrypted |
 | issuing.passphrase | what opens that, unless the settings keep it elsewhere |
-| policy.pub, policy.key | the policy signing key: gateways take the one, the publisher the other, best off this machine |
+| policy.pub, policy.key | the policy signing key: gateways take the one, the publisher the other |
 | server.pem, server.key | chain and key of the listeners |
 | operator.pem, operator.key | the first operator, 24 hours |
 

@@ -32,6 +32,7 @@ from foundation.faults import Fault
 from foundation.files import SECRET_MODE, check_secret_mode, make_private_folder, read_secret
 from foundation.reasons import Reason
 from foundation.storage.settings import StorageSettings
+from foundation.storage.sqlite import connect_sqlite
 
 # Names for constraints, so that a migration can drop what it did not name.
 metadata = MetaData(
@@ -132,7 +133,7 @@ def _sqlite_engine(settings: StorageSettings) -> AsyncEngine:
         pool_size=settings.connections,
         max_overflow=0,
         pool_timeout=settings.wait,
-        connect_args={"timeout": settings.wait},
+        connect_args={"timeout": settings.wait, "async_creator_fn": connect_sqlite},
     )
     event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_sqlite)
