@@ -27,6 +27,7 @@ from foundation.reasons import Reason
 from foundation.wire.enrolment import MAX_BEGIN_BYTES
 
 _MAX_PROBLEM_BYTES = 64 * 1024
+_ENCODING_DER = 2  # as `_ssl` has it: OpenSSL's X509_FILETYPE_ASN1
 
 
 def find_root(address: Address, root_sha256: bytes, timeout: float) -> bytes:
@@ -125,8 +126,7 @@ def _presented_chain(tls: ssl.SSLSocket) -> tuple[bytes, ...]:
     connection: Any = tls
     if hasattr(connection, "get_unverified_chain"):  # Python 3.13
         return tuple(connection.get_unverified_chain())
-    der = 1  # _ssl.ENCODING_DER
-    return tuple(item.public_bytes(der) for item in connection._sslobj.get_unverified_chain() or ())
+    return tuple(item.public_bytes(_ENCODING_DER) for item in connection._sslobj.get_unverified_chain() or ())
 
 
 def _unreachable(address: Address, error: Exception) -> Fault:
