@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from foundation.identity import IdentityRecord, Posture, SnapshotNumbers
+from foundation.identifiers import SpiffeId
+from foundation.identity import AttestationClass, IdentityRecord, Posture, SnapshotNumbers, State, Verdict
 from foundation.reasons import Reason
 
 FOREVER = float("inf")
@@ -78,6 +79,32 @@ class Query:
         if self.target is not None and self.target_posture is not None:
             document["target"] = _identity(self.target, self.target_posture)
         return document
+
+    @classmethod
+    def from_input(cls, document: Mapping[str, Any]) -> Query:
+        """The question that a recorded `input` answers to, for replay and explanation: policy sees the same document
+        again. Raises `KeyError`, `TypeError`, `ValueError` or `Fault` when it is not one."""
+        request, target = document["request"], document.get("target")
+        record, posture = _read_identity(document["identity"])
+        target_record, target_posture = _read_identity(target) if target is not None else (None, None)
+        return cls(
+            now=int(document["now"]),
+            identity=record,
+            posture=posture,
+            route=document["route"],
+            request=CanonicalRequest(
+                request["method"],
+                request["action"],
+                request["host"],
+                tuple(request["path"]),
+                tuple((name, value) for name, value in request["query"]),
+                request["upgrade"],
+                b"",
+            ),
+            staleness=Staleness(document["staleness"]),
+            target=target_record,
+            target_posture=target_posture,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +225,22 @@ def _obligation(value: object) -> Obligation:
     if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
         raise TypeError
     return Obligation(value["kind"], {key: item for key, item in value.items() if key != "kind"})
+
+
+def _read_identity(document: Mapping[str, Any]) -> tuple[IdentityRecord, Posture]:
+    record = IdentityRecord(
+        SpiffeId.parse(document["id"]),
+        State.ACTIVE,  # what policy was asked about
+        0,
+        roles=tuple(document["roles"]),
+        tier=document["tier"],
+        region=document["region"],
+        site=document["site"],
+        segment=document["segment"],
+        labels=document["labels"],
+        versions=document["versions"],
+    )
+    return record, Posture(AttestationClass(document["attestation"]), Verdict(document["verdict"]))
 
 
 def _identity(record: IdentityRecord, posture: Posture) -> dict[str, Any]:
