@@ -1,0 +1,82 @@
+"""What a gateway tells operators: decisions and why they fell so, open exchanges, what it knows and how old that is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from foundation.api import Answer, ApiRoute, Call
+from foundation.clock import Clock
+from foundation.faults import Fault
+from foundation.reasons import Reason
+from gateway.snapshot import SnapshotStore
+from gateway.streams.registry import Registry
+from policies.explain import Explanation, explanation
+from policies.model import Query
+
+MAX_LISTED = 1000
+
+
+class Records(Protocol):
+    """The decision log, as far as it is read here."""
+
+    async def find(self, decision_id: str) -> Mapping[str, Any]: ...
+
+    async def recent(self, limit: int) -> list[Mapping[str, Any]]: ...
+
+
+class OperatorsApi:
+    """Handlers over this gateway's own state."""
+
+    def __init__(
+        self, store: SnapshotStore, registry: Registry, records: Records, clock: Clock, ready: Callable[[], str]
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._records = records
+        self._clock = clock
+        self._ready = ready
+
+    def routes(self) -> list[ApiRoute]:
+        return [
+            ApiRoute(
+                "decisions.list", "GET", "/v1/decisions", self.list, "Decisions, the newest first", query=("limit",)
+            ),
+            ApiRoute("decisions.explain", "GET", "/v1/decisions/{id}", self.explain, "Why a decision fell as it did"),
+            ApiRoute("gateway.show", "GET", "/v1/gateway", self.show, "What this gateway knows, and how old it is"),
+        ]
+
+    async def list(self, call: Call) -> Answer:
+        text = call.query.get("limit", "100")
+        if not (text.isdecimal() and len(text) <= 4 and 0 < int(text) <= MAX_LISTED):
+            raise Fault(Reason.MESSAGE_MALFORMED, f"expected 1 to {MAX_LISTED}", field="limit")
+        return Answer.of({"items": [dict(record) for record in await self._records.recent(int(text))]})
+
+    async def explain(self, call: Call) -> Answer:
+        record = await self._records.find(call.parameters["id"])
+        return Answer.of((await self._explained(record)).to_json())
+
+    async def show(self, call: Call) -> Answer:
+        snapshot = self._store.current
+        return Answer.of(
+            {
+                "numbers": snapshot.numbers._asdict(),
+                "policy_digest": snapshot.policy.digest if snapshot.policy else "",
+                "identities": len(snapshot.inventory),
+                "heartbeat_age_seconds": max(0.0, self._clock.now() - self._store.heartbeat_at),
+                "exchanges_open": self._registry.open_count,
+                "exchanges_cut": self._registry.cut_count,
+                "waiting_for": self._ready(),
+            }
+        )
+
+    async def _explained(self, record: Mapping[str, Any]) -> Explanation:
+        """By the policy in force now, which says so when it would decide otherwise."""
+        policy, asked = self._store.current.policy, record.get("input")
+        if policy is None or asked is None:
+            return explanation(record)
+        try:
+            query = Query.from_input(asked)
+        except (KeyError, TypeError, ValueError, Fault):
+            return explanation(record)  # only a part of the input was kept
+        return explanation(record, await policy.engine.explain(query))
