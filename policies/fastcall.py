@@ -1,6 +1,6 @@
 """A call into Wasm that costs little.
 
-`wasmtime.Func.__call__` asks wasmtime for the function's type and makes type and value objects anew on every call: 45 µs
+`wasmtime.Func.__call__` asks for the function's type and makes type and value objects anew on every call: 45 µs
 for the seven arguments of `opa_eval`, more than a lean policy takes. This calls the same C function with arrays made
 once. It uses names that the package keeps to itself, so pyproject.toml holds wasmtime to one major version.
 """

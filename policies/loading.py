@@ -11,5 +11,4 @@ from policies.wasm import WasmEngine
 
 async def load_engine(compiled: CompiledPolicy, settings: PolicySettings) -> PolicyEngine:
     """An engine with this policy loaded. Raises `Fault(ENGINE_FAILED)` when it cannot be loaded."""
-    engine = await asyncio.to_thread(WasmEngine, compiled, settings)
-    return engine  # noqa: RET504 - to_thread must not infer the protocol
+    return await asyncio.to_thread(WasmEngine, compiled, settings)

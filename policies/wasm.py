@@ -61,6 +61,9 @@ class WasmEngine:
         except Fault as fault:
             return Answer(False, (fault.reason,))
 
+    def peek(self, query: Query) -> Answer | None:
+        return None
+
     async def explain(self, query: Query) -> Mapping[str, Any]:
         document = self._evaluate(EXPLAIN_ENTRYPOINT, query)
         if not isinstance(document, dict):
