@@ -1,0 +1,82 @@
+"""Reference values: what a class of nodes may have measured at boot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from foundation.faults import Fault
+from foundation.fields import Fields
+from foundation.reasons import Reason
+from foundation.wire.enrolment import PCR_BANKS
+from pki.tpm.algorithms import BANKS
+
+MAX_DIGESTS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PcrReference:
+    """What one PCR may hold: one of `values`, or else only digests of `events`, all of `required` among them, in a log
+    that replays to the value."""
+
+    values: frozenset[bytes] = frozenset()
+    events: frozenset[bytes] = frozenset()
+    required: frozenset[bytes] = frozenset()
+
+    def allows(self, value: bytes, logged: tuple[bytes, ...] | None) -> bool:
+        """`logged` are the digests that the log extended into this PCR, `None` when no log explains its value."""
+        if value in self.values:
+            return True
+        if logged is None or not self.events:
+            return False
+        return self.required <= set(logged) <= self.events | self.required
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceValues:
+    """What each PCR of `bank` may hold for one class of nodes. PCRs that are not named may hold anything."""
+
+    bank: str
+    pcrs: Mapping[int, PcrReference] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, fields: Fields) -> ReferenceValues:
+        """From `{bank, pcrs: {"0": {values, events, required}}}`, digests in lower-case hex. Raises the fault of
+        `fields`."""
+        bank, pcrs = fields.one_of("bank", PCR_BANKS, "sha256"), fields.section("pcrs")
+        found = {n: _pcr(pcrs.section(str(n)), BANKS[bank].size) for n in range(24) if pcrs.has(str(n))}
+        pcrs.finish()
+        fields.finish()
+        return cls(bank, found)
+
+    def check(self, bank: str, values: Mapping[int, bytes], logged: Mapping[int, tuple[bytes, ...]]) -> None:
+        """Refuse quoted PCR `values` that these do not allow; `logged` holds the PCRs that the log explains. Raises
+        `Fault(REFERENCE_MISMATCH)`."""
+        if bank != self.bank:
+            raise Fault(Reason.REFERENCE_MISMATCH, f"values for bank {self.bank}, the quote is of {bank}")
+        for pcr, reference in sorted(self.pcrs.items()):
+            if pcr not in values or not reference.allows(values[pcr], logged.get(pcr)):
+                raise Fault(Reason.REFERENCE_MISMATCH, f"PCR {pcr}", field=f"evidence.pcr_values.{pcr}")
+
+
+def _pcr(fields: Fields, size: int) -> PcrReference:
+    names = ("values", "events", "required")
+    found = PcrReference(
+        *(frozenset(_digest(fields, name, text, size) for text in _texts(fields, name)) for name in names)
+    )
+    fields.finish()
+    return found
+
+
+def _texts(fields: Fields, name: str) -> tuple[str, ...]:
+    return fields.texts(name, (), most=MAX_DIGESTS)
+
+
+def _digest(fields: Fields, name: str, text: str, size: int) -> bytes:
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError:
+        raw = b""
+    if len(raw) != size or raw.hex() != text:
+        raise fields.fault(name, f"expected digests of {size} octets in lower-case hex")
+    return raw
