@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -25,6 +25,7 @@ RESERVATION_SECONDS = 10.0  # from reserving to recording takes milliseconds; af
 ANSWER_KEY_BYTES = 32
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_PAGE = 1000
+_LISTENER = "server"  # the profile that says nothing of an identity as a caller
 
 
 class Step(StrEnum):
@@ -89,6 +90,19 @@ class Ledger:
         async with self._books.reading() as connection:
             rows = await connection.execute(query.limit(max(1, min(limit, MAX_PAGE))))
             return tuple(Certificate.of(row) for row in rows)
+
+    async def issued_after(self, identity: SpiffeId, serial: str) -> int:
+        """How many certificates this identity was issued as a caller since that of `serial`. Raises
+        `Fault(NOT_FOUND)`."""
+        async with self._books.reading() as connection:
+            since = (await read_certificate(connection, serial)).issued_at
+            query = select(func.count()).where(
+                certificates.c.identity == str(identity),
+                certificates.c.state == Step.ISSUED.value,
+                certificates.c.profile != _LISTENER,
+                certificates.c.issued_at > since,
+            )
+            return int(await connection.scalar(query) or 0)
 
     async def recall(self, answer_key: bytes) -> bytes | None:
         """What was answered under this key, while its certificate lives."""

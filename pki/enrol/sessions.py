@@ -1,0 +1,108 @@
+"""What is remembered between the two messages: one session, sixty seconds at most, taken once.
+
+Sessions live in hot state: losing them all makes every node begin again, and lets nobody in.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import zlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from foundation.faults import Fault
+from foundation.hotstate import HotState
+from foundation.identifiers import SpiffeId
+from foundation.reasons import Reason
+from foundation.wire.enrolment import NONCE_BYTES, SESSION_BYTES
+from pki.tokens import TokenUse
+
+SECRET_BYTES = 32
+_PREFIX = "enrolment/"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One exchange under way. `first_message` is the raw BEGIN; `secret` is what the credential holds, empty where
+    nothing is activated; `server_spki_sha256` tells our TLS key that answered BEGIN; `renews` is the serial (hex) of
+    the certificate that asked, empty at enrolment."""
+
+    purpose: str
+    first_message: bytes
+    identity: SpiffeId
+    server_spki_sha256: bytes
+    nonce: bytes
+    secret: bytes = field(repr=False, default=b"")
+    token: TokenUse | None = None
+    renews: str = ""
+
+    def encode(self) -> bytes:
+        head = {
+            "purpose": self.purpose,
+            "identity": str(self.identity),
+            "spki": self.server_spki_sha256.hex(),
+            "nonce": self.nonce.hex(),
+            "secret": self.secret.hex(),
+            "token": _token(self.token),
+            "renews": self.renews,
+        }
+        # Compressed, the longest message fits into one entry of hot state with room to spare: it is mostly base64.
+        return json.dumps(head).encode() + b"\n" + zlib.compress(self.first_message)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Session:
+        head, _, message = raw.partition(b"\n")
+        value: dict[str, Any] = json.loads(head)
+        return cls(
+            purpose=value["purpose"],
+            first_message=zlib.decompress(message),
+            identity=SpiffeId.parse(value["identity"]),
+            server_spki_sha256=bytes.fromhex(value["spki"]),
+            nonce=bytes.fromhex(value["nonce"]),
+            secret=bytes.fromhex(value["secret"]),
+            token=_token_of(value["token"]),
+            renews=value["renews"],
+        )
+
+
+class Sessions:
+    """Keeps sessions by their random ID."""
+
+    def __init__(self, hot: HotState, seconds: float) -> None:
+        self._hot = hot
+        self.seconds = seconds
+
+    async def open(self, session: Session) -> bytes:
+        """The new session's ID. Raises `Fault(OVERLOADED)` when there are too many."""
+        session_id = secrets.token_bytes(SESSION_BYTES)
+        if not await self._hot.put_once(_PREFIX + session_id.hex(), session.encode(), self.seconds):
+            raise Fault(Reason.OVERLOADED)
+        return session_id
+
+    async def take(self, session_id: bytes, purpose: str) -> Session:
+        """The session, which is over now: whatever comes of it, it was the one attempt. Raises
+        `Fault(SESSION_UNKNOWN)`."""
+        raw = await self._hot.take(_PREFIX + session_id.hex())
+        session = Session.decode(raw) if raw is not None else None
+        if session is None or session.purpose != purpose:
+            raise Fault(Reason.SESSION_UNKNOWN, field="complete.session")
+        return session
+
+
+def new_nonce() -> bytes:
+    return secrets.token_bytes(NONCE_BYTES)
+
+
+def new_secret() -> bytes:
+    return secrets.token_bytes(SECRET_BYTES)
+
+
+def _token(use: TokenUse | None) -> list[Any] | None:
+    return None if use is None else [use.token_id.hex(), str(use.identity), use.expires_at, use.binding.hex()]
+
+
+def _token_of(value: list[Any] | None) -> TokenUse | None:
+    if value is None:
+        return None
+    return TokenUse(bytes.fromhex(value[0]), SpiffeId.parse(value[1]), value[2], bytes.fromhex(value[3]))
