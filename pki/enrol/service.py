@@ -1,4 +1,4 @@
-"""Puts the ways to a certificate together: what the orchestrator makes, and what the listeners' routes are made from."""
+"""Puts the ways to a certificate together: the orchestrator makes it, the listeners' routes are made from it."""
 
 from __future__ import annotations
 

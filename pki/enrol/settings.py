@@ -1,4 +1,4 @@
-"""Settings of the section `authority.enrolment`."""
+"""Settings of the section `enrolment`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from foundation.identity import AttestationClass
 from foundation.wire.enrolment import PCR_BANKS, PcrSelection
 
 CLASSES = (AttestationClass.HARDWARE.value, AttestationClass.VIRTUAL.value)
+DEFAULT_PORT = 7443
 MAX_SESSION_SECONDS = 60.0
 FIRMWARE_PCRS = PcrSelection("sha256", tuple(range(8)))  # TCG PC Client PFP §2.3.4
 _KINDS = ("node", "gateway", "service")
@@ -36,15 +37,19 @@ class RateSettings:
 
 @dataclass(frozen=True, slots=True)
 class EnrolmentSettings:
-    """What it takes to enrol. `production` is the installation's profile, not a field of this section.
+    """What it takes to enrol. `production` is the installation's profile, not a field of this section. `host` and
+    `port` are the listener's.
 
     `classes` are the classes of TPM that are let in; production leaves `hardware` alone. `without_tpm` names who may
     enrol with attestation `none`, as `<kind>/<name>`, where the name may end with `*`; in production nobody may.
     `pcrs` is what is quoted. `attested_for` bounds, in seconds, how long an attestation holds; 0 leaves it to the
     certificate's life. `roots` and `virtual_roots` are folders of PEM files: makers of hardware TPMs, and of emulated
-    ones."""
+    ones. `reference_values` is a folder of `<class>.json` files, where a node's class is its label `class`, or
+    `tier-<n>`, or `default`."""
 
     production: bool = False
+    host: str = "0.0.0.0"  # noqa: S104  # nodes come from anywhere; the listener serves nothing but enrolment
+    port: int = 8444
     classes: tuple[str, ...] = ("hardware",)
     without_tpm: tuple[str, ...] = ()
     pcrs: PcrSelection = FIRMWARE_PCRS
@@ -59,7 +64,11 @@ class EnrolmentSettings:
     def parse(cls, fields: Fields, *, production: bool) -> EnrolmentSettings:
         """Raises `Fault(SETTING_INVALID | SETTING_UNKNOWN)`, also for what production forbids."""
         settings = cls(
+            host=fields.text("host", "127.0.0.1", max_length=255),
+            port=fields.integer("port", DEFAULT_PORT, most=65535),
             production=production,
+            host=fields.text("host", "0.0.0.0"),  # noqa: S104  # as above
+            port=fields.integer("port", 8444, most=65535),
             classes=_classes(fields, production),
             without_tpm=_without_tpm(fields, production),
             pcrs=_pcrs(fields.section("pcrs", optional=True)),
