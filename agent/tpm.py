@@ -10,6 +10,7 @@ reset has forgotten what was loaded.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -83,7 +84,7 @@ class Tpm:
 
     def sign(self, key: TlsKeyFile, digest: bytes) -> bytes:
         """A TPMT_SIGNATURE by `key` over a SHA-256 digest."""
-        return self._do(lambda: self._sign(key, digest))
+        return self._do(lambda: self._connected(lambda: self._sign(key, digest)))
 
     def close(self) -> None:
         """Unload and disconnect. A closed TPM refuses everything."""
@@ -115,49 +116,55 @@ class Tpm:
         tpm_commands.flush_leftovers(self._esapi)
 
     def _disconnect(self) -> None:
+        if self._esapi:
+            with contextlib.suppress(TSS2_Exception):  # it goes either way
+                self._unload()
+        self._drop()
+
+    def _drop(self) -> None:
+        self._loaded = None
         esapi, self._esapi = self._esapi, None
         if esapi:
-            try:
-                self._unload(esapi)
-            finally:
-                esapi.close()
+            esapi.close()
 
-    def _unload(self, esapi: Any) -> None:
+    def _connected(self, work: Callable[[], T]) -> T:
+        """A connection that failed is given up, so that the next call finds the TPM again when it is back."""
+        if not self._esapi:
+            self._connect()
+        try:
+            return work()
+        except TSS2_Exception as error:
+            if not tpm_commands.is_answer(error):
+                self._drop()
+            raise
+
+    def _unload(self) -> None:
         loaded, self._loaded = self._loaded, None
         if loaded:
-            esapi.flush_context(loaded[1])
+            self._esapi.flush_context(loaded[1])
 
     def _sign(self, key: TlsKeyFile, digest: bytes) -> bytes:
         try:
             return self._sign_once(key, digest)
         except TSS2_Exception:
-            self._reconnect()
+            self._drop()
+            self._connect()
             return self._sign_once(key, digest)
 
     def _sign_once(self, key: TlsKeyFile, digest: bytes) -> bytes:
         if not self._loaded or self._loaded[0] != key:
-            self._unload(self._esapi)
+            self._unload()
             self._loaded = (key, tpm_commands.load_tls_key(self._esapi, key))
-        signature: bytes = tpm_commands.sign(self._esapi, self._loaded[1], digest)
-        return signature
-
-    def _reconnect(self) -> None:
-        self._loaded = None
-        if self._esapi:
-            self._esapi.close()
-        self._esapi = None
-        self._connect()
+        return tpm_commands.sign(self._esapi, self._loaded[1], digest)
 
     # --- on the caller's thread ---
 
     def _command(self, work: Callable[[], T]) -> T:
         def unloaded() -> T:
-            if not self._esapi:
-                raise Fault(Reason.TPM_UNAVAILABLE, "it is closed", field="tcti")
-            self._unload(self._esapi)
+            self._unload()
             return work()
 
-        return self._do(unloaded)
+        return self._do(lambda: self._connected(unloaded))
 
     def _do(self, work: Callable[[], T]) -> T:
         if not self._thread.is_alive():

@@ -37,10 +37,14 @@ from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.wire.enrolment import MAX_CHAIN_CERTIFICATES, PcrSelection
 
-_OF_THIS_TPM = (
-    TPMA_OBJECT.FIXEDTPM | TPMA_OBJECT.FIXEDPARENT | TPMA_OBJECT.SENSITIVEDATAORIGIN | TPMA_OBJECT.USERWITHAUTH
+_SIGNING = (
+    TPMA_OBJECT.FIXEDTPM
+    | TPMA_OBJECT.FIXEDPARENT
+    | TPMA_OBJECT.SENSITIVEDATAORIGIN
+    | TPMA_OBJECT.USERWITHAUTH
+    | TPMA_OBJECT.NODA  # no password, hence none to guess: a lockout that others cause must not stop the node
+    | TPMA_OBJECT.SIGN_ENCRYPT
 )
-_SIGNING = _OF_THIS_TPM | TPMA_OBJECT.SIGN_ENCRYPT
 _AK_ATTRIBUTES = _SIGNING | TPMA_OBJECT.RESTRICTED
 _ECDSA = "ecc256:ecdsa-sha256:null"
 # Makes the AK ours alone among the endorsement hierarchy's possible P-256 signing primaries.
@@ -49,7 +53,13 @@ _CHAIN_FIRST, _CHAIN_LAST = 0x01C00100, 0x01C001FF  # EK Credential Profile v2.6
 _TRANSIENT_FIRST, _TRANSIENT_LAST = 0x80000000, 0x80FFFFFF  # TPM 2.0 Part 2 §7.2
 _PCRS_AT_ONCE = 8  # TPM2_PCR_Read answers at most eight digests, silently
 _QUOTE_ATTEMPTS = 5
+_LAYER_SHIFT = 16
 _KEY_SCHEME = TPMT_SIG_SCHEME(scheme=TPM2_ALG.NULL)
+
+
+def is_answer(error: TSS2_Exception) -> bool:
+    """Whether the TPM itself said no; else the way to it failed (TSS 2.0 Overview §4: layers in bits 16 to 23)."""
+    return int(error.rc) >> _LAYER_SHIFT == 0
 
 
 def flush_leftovers(esapi: ESAPI) -> None:
@@ -95,6 +105,8 @@ def load_tls_key(esapi: ESAPI, key: TlsKeyFile) -> ESYS_TR:
     try:
         return TSSPrivKey.from_pem(key.pem).load(esapi)
     except TSS2_Exception as error:
+        if not is_answer(error):
+            raise
         detail = "this TPM does not load it: was the TPM cleared or changed?"
         raise Fault(Reason.TLS_KEY_UNUSABLE, detail, field="tls_key", internal=str(error)) from error
 

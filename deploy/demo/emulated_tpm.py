@@ -104,12 +104,17 @@ class EmulatedTpm:
             yield esapi
 
     def command_codes(self) -> list[int]:
-        """The TPM_CC of every command that reached this TPM since it was powered on, from swtpm's own log."""
+        """The TPM_CC of every command that reached this TPM since it was powered on, from swtpm's own log. The first
+        use of an algorithm is answered with TPM_RC_TESTING and sent again by the TSS: it stands twice."""
         log = self.command_log.read_text(errors="replace")
         return [int(match[1].replace(" ", ""), 16) for match in _LOGGED_COMMAND.finditer(log)]
 
     def __enter__(self) -> EmulatedTpm:
-        self.boot()
+        try:
+            self.boot()
+        except BaseException:
+            self.power_off()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,10 +130,11 @@ class EmulatedTpm:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def _wait_ready(self, process: subprocess.Popen[bytes]) -> bool:
-        """The control port tells: a connection to the command port would take the one place there is."""
+        """Both ports are looked at and not tried: a connection to the command port would take the one place there is,
+        and the control port opens first."""
         end = time.monotonic() + _READY_SECONDS
         while process.poll() is None and time.monotonic() < end:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port + 1), timeout=1):
+            if {self._port, self._port + 1} <= _listening_ports():
                 return True
             time.sleep(0.002)
         process.kill()
@@ -233,6 +239,12 @@ def _has_bank(esapi: ESAPI, bank: str) -> bool:
 def _extend(esapi: ESAPI, event: Measurement, banks: tuple[str, ...]) -> None:
     digests = [TPMT_HA(hashAlg=ALGORITHMS[bank], digest=TPMU_HA(**{bank: event.digest(bank)})) for bank in banks]
     esapi.pcr_extend(ESYS_TR(event.pcr), TPML_DIGEST_VALUES(digests))
+
+
+def _listening_ports() -> set[int]:
+    """From the kernel's table (proc(5), /proc/net/tcp): state 0A is LISTEN."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"}
 
 
 def _free_pair() -> int:
