@@ -11,7 +11,6 @@ from foundation.identity import AttestationClass
 from foundation.wire.enrolment import PCR_BANKS, PcrSelection
 
 CLASSES = (AttestationClass.HARDWARE.value, AttestationClass.VIRTUAL.value)
-DEFAULT_PORT = 7443
 MAX_SESSION_SECONDS = 60.0
 FIRMWARE_PCRS = PcrSelection("sha256", tuple(range(8)))  # TCG PC Client PFP §2.3.4
 _KINDS = ("node", "gateway", "service")
@@ -64,8 +63,6 @@ class EnrolmentSettings:
     def parse(cls, fields: Fields, *, production: bool) -> EnrolmentSettings:
         """Raises `Fault(SETTING_INVALID | SETTING_UNKNOWN)`, also for what production forbids."""
         settings = cls(
-            host=fields.text("host", "127.0.0.1", max_length=255),
-            port=fields.integer("port", DEFAULT_PORT, most=65535),
             production=production,
             host=fields.text("host", "0.0.0.0"),  # noqa: S104  # as above
             port=fields.integer("port", 8444, most=65535),
