@@ -1,0 +1,61 @@
+"""An engine that remembers: one evaluation for all who ask the same at one time, and none for who asks it again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from policies.cache import DecisionCache
+from policies.engine import DECISION_ENTRYPOINT, CompiledPolicy, PolicyEngine
+from policies.model import Answer, Query
+from policies.projector import Projector
+
+
+class CachedEngine:
+    """Implements `policies.engine.PolicyEngine` over `engine`, which must have `compiled` loaded."""
+
+    def __init__(self, engine: PolicyEngine, compiled: CompiledPolicy, cache: DecisionCache) -> None:
+        self._engine = engine
+        self._cache = cache
+        self._key = Projector(compiled.digest, DECISION_ENTRYPOINT, compiled.reads).key
+        self._flights: dict[bytes, asyncio.Future[Answer | None]] = {}
+
+    def peek(self, query: Query) -> Answer | None:
+        key = self._key(query)
+        return None if key is None else self._cache.get(key, query.now)
+
+    async def decide(self, query: Query) -> Answer:
+        key = self._key(query)
+        if key is None:
+            return await self._engine.decide(query)
+        while True:
+            answer = self._cache.get(key, query.now)
+            if answer is not None:
+                return answer
+            flight = self._flights.get(key)
+            if flight is None:
+                return await self._lead(key, query)
+            answer = await asyncio.shield(flight)
+            if answer is not None:
+                return answer
+
+    async def explain(self, query: Query) -> Mapping[str, Any]:
+        return await self._engine.explain(query)
+
+    async def close(self) -> None:
+        self._cache.clear()
+        await self._engine.close()
+
+    async def _lead(self, key: bytes, query: Query) -> Answer:
+        """Ask the engine for all that wait under `key`. A leader that is cancelled wakes them with None: one of them
+        leads next."""
+        flight = self._flights[key] = asyncio.get_running_loop().create_future()
+        answer = None
+        try:
+            answer = await self._engine.decide(query)
+            self._cache.put(key, answer)
+        finally:
+            del self._flights[key]
+            flight.set_result(answer)
+        return answer
