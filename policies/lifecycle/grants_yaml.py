@@ -13,12 +13,12 @@ from foundation.fields import Fields
 from foundation.identifiers import Kind, check_name
 from foundation.reasons import Reason
 from policies.lifecycle.findings import Findings
-from policies.lifecycle.paths import parse_paths
+from policies.lifecycle.paths import parse_paths, with_trailing_slash
 from policies.lifecycle.routes_yaml import read_tiers
 from policies.lifecycle.strict_yaml import Document
 from policies.routes import RouteType
 
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "UPGRADE")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "UPGRADE")
 EVERY_ROUTE = "*"  # in a deny
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _DATE_TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2})?(Z|[+-]\d{2}:\d{2})", re.ASCII)
@@ -81,7 +81,7 @@ def _read_deny(item: Fields, findings: Findings, known: Known, found: Grants, id
     route = item.text("route")
     routes = list(known.routes) if route == EVERY_ROUTE else [_one_known(item, "route", known.routes)]
     if item.has("paths"):
-        row |= parse_paths(item, "paths")
+        row |= with_trailing_slash(parse_paths(item, "paths"))
     if item.has("methods"):
         row["methods"] = _methods(item)
     row |= _places(item)

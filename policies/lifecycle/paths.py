@@ -3,6 +3,7 @@
     /version            this path
     /v3/kv/*            one more segment, whichever
     /files/**           /files itself and everything below it
+    /files/             with a slash at its end, which is another path than without
 
 A path is written decoded. What two parsers could read differently is refused: empty segments, `.`, `..`, and any of
 `%;?#\\`.
@@ -11,6 +12,7 @@ A path is written decoded. What two parsers could read differently is refused: e
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,8 +27,8 @@ def parse_prefix(item: Fields, name: str) -> tuple[str, ...]:
     """The whole segments of the path in field `name`, without wildcards; `/` has none. Raises `Fault`."""
     text = item.text(name, "/")
     segments = _segments(item, name, text)
-    if any(segment in {"*", "**"} for segment in segments):
-        raise item.fault(name, "a prefix holds no wildcards; it covers everything below it")
+    if _is_wild(segments) or "" in segments:
+        raise item.fault(name, "a prefix ends without slash and wildcard; it covers everything below it")
     return segments
 
 
@@ -42,6 +44,14 @@ def parse_paths(item: Fields, name: str) -> dict[str, Any]:
         "paths": [list(segments) for segments in split if not _is_wild(segments)],
         "patterns": [_pattern(segments) for segments in wild],
     }
+
+
+def with_trailing_slash(covered: dict[str, Any]) -> dict[str, Any]:
+    """What `parse_paths` gave, and the same with a slash at the end: for a deny, as many upstreams serve both alike."""
+    slashed = [[*path, ""] for path in covered["paths"] if path and path[-1]]
+    closed = [pattern["segments"] for pattern in covered["patterns"] if not pattern["open"] and pattern["segments"][-1]]
+    patterns = [{"segments": [*segments, ""], "open": False} for segments in closed]
+    return {"paths": covered["paths"] + slashed, "patterns": covered["patterns"] + patterns}
 
 
 def _pattern(segments: tuple[str, ...]) -> dict[str, Any]:
@@ -61,7 +71,14 @@ def _segments(item: Fields, name: str, text: str) -> tuple[str, ...]:
         raise item.fault(name, f"{text[:128]!r} is not an absolute path of at most {MAX_SEGMENTS} segments")
     if "**" in segments[:-1]:
         raise item.fault(name, f"{text[:128]!r}: ** stands at the end alone")
-    for segment in segments:
-        if segment not in {"*", "**"} and (segment in {".", ".."} or not _SEGMENT.fullmatch(segment)):
+    named = segments if segments[-1] or len(segments) == 1 else segments[:-1]  # a path may end with a slash
+    for segment in named:
+        if segment not in {"*", "**"} and not _is_plain(segment):
             raise item.fault(name, f"{text[:128]!r}: the segment {segment[:64]!r} can be read in more than one way")
     return segments
+
+
+def _is_plain(segment: str) -> bool:
+    """Whether requests can hold this segment: the gateway's normaliser refuses all others."""
+    spelled = segment.isprintable() and unicodedata.is_normalized("NFC", segment)
+    return spelled and segment not in {".", ".."} and _SEGMENT.fullmatch(segment) is not None
