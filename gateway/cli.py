@@ -1,0 +1,116 @@
+"""`sallyport init`, `serve`, `explain` and `doctor`.
+
+Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from foundation.faults import Fault
+from foundation.files import make_private_folder, write_atomic
+from foundation.logs import configure_logs
+from foundation.reasons import Reason
+from gateway.configuration import FILE_NAME, TEMPLATE, read_configuration
+
+_Config = Annotated[Path, typer.Option("--config", help="The settings.", dir_okay=False)]
+DEFAULT_DIRECTORY = Path("/var/lib/sallyport")
+DEFAULT_CONFIG = DEFAULT_DIRECTORY / FILE_NAME
+
+init = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+serve = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+_out, _err = Console(highlight=False), Console(stderr=True, highlight=False)
+
+
+@init.command()
+def init_command(
+    trust_domain: Annotated[str, typer.Option(help="The name of your fleet's trust, such as fleet.example.")],
+    directory: Annotated[Path, typer.Option(help="Where everything is kept.")] = DEFAULT_DIRECTORY,
+    host: Annotated[str, typer.Option(help="The address that the listeners listen on.")] = "0.0.0.0",  # noqa: S104
+    server_name: Annotated[list[str] | None, typer.Option(help="A name or address that clients reach us by.")] = None,
+    gateway_port: Annotated[int, typer.Option(help="The gateway.")] = 8443,
+    enrolment_port: Annotated[int, typer.Option(help="Enrolment.")] = 8444,
+    api_port: Annotated[int, typer.Option(help="The API of operators and of renewal.")] = 8445,
+    health_port: Annotated[int, typer.Option(help="Health and metrics, on loopback.")] = 9440,
+) -> None:
+    """Make an authority and a commented sallyport.toml; then `sallyport serve`."""
+    from gateway.orchestrator import Settings, initialise_all  # noqa: PLC0415  # `--help` needs none of it
+
+    directory = directory.resolve()
+    make_private_folder(directory)
+    path = directory / FILE_NAME
+    names = ["localhost", "127.0.0.1", "::1", *(server_name or [])]
+    text = TEMPLATE.format(
+        path=path,
+        trust_domain=trust_domain,
+        state=directory,
+        host=host,
+        server_names="[" + ", ".join(f'"{name}"' for name in dict.fromkeys(names)) + "]",
+        gateway_port=gateway_port,
+        enrolment_port=enrolment_port,
+        api_port=api_port,
+        health_port=health_port,
+    )
+    if not path.exists():
+        write_atomic(path, text.encode())
+    for folder in ("makers/hardware", "makers/virtual"):
+        (directory / folder).mkdir(parents=True, exist_ok=True)
+    workspace = directory / "policy"
+    if not workspace.exists():
+        shutil.copytree(_starter(), workspace)
+    made = asyncio.run(initialise_all(Settings.parse(read_configuration(path)), workspace))
+    _out.print(f"authority made for [bold]{trust_domain}[/bold] in {made.folder}")
+    _out.print(f"root SHA-256  {made.root_sha256.hex()}", soft_wrap=True)
+    _out.print(f"settings      {path}", soft_wrap=True)
+    _out.print(f"policy        {workspace} (revision 1 is published)", soft_wrap=True)
+    _out.print(f"operator      {made.operator}, certificate for 24 hours in {made.folder}/operator.pem", soft_wrap=True)
+    _out.print(
+        "Take root.key and root.passphrase off this machine; nothing needs them until the issuing CA is renewed."
+    )
+    _out.print(f"next          sallyport serve --config {path}", soft_wrap=True)
+
+
+@serve.command()
+def serve_command(config: _Config = DEFAULT_CONFIG) -> None:
+    """Run authority and gateway until SIGTERM or SIGINT; what is under way is let end."""
+    import uvloop  # noqa: PLC0415  # only a server needs it
+
+    from gateway.orchestrator import Orchestrator, Settings  # noqa: PLC0415  # `--help` needs none of it
+
+    settings = Settings.parse(read_configuration(config))
+    configure_logs(settings.telemetry)
+
+    async def run() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await Orchestrator(settings).run(stop)
+
+    try:
+        uvloop.run(run())
+    except BaseExceptionGroup as failures:
+        raise _first_fault(failures) from failures
+
+
+def _first_fault(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What to tell of a group: the first fault in it, or the group itself."""
+    faults, _ = failures.split(Fault)
+    while isinstance(faults, BaseExceptionGroup):
+        faults = faults.exceptions[0]
+    return faults or failures
+
+
+def _starter() -> Path:
+    import policies  # noqa: PLC0415  # where the package's content lies
+
+    folder = Path(next(iter(policies.__path__))) / "starter"
+    if not folder.is_dir():
+        raise Fault(Reason.FILE_UNREADABLE, "the starter workspace is not installed", field=str(folder))
+    return folder

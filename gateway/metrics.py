@@ -1,0 +1,63 @@
+"""What the data plane counts: rate, errors and durations by route and reason, and how fast trust is withdrawn.
+
+Labels are names of our own (routes, reasons, statuses), never anything that a client chooses.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from foundation.reasons import Reason
+from gateway.snapshot import SnapshotStore
+from gateway.streams.registry import Registry
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60, 600)
+
+
+class GatewayMetrics:
+    """Implements `gateway.proxy.services.ProxyMetrics` on one registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._answered = Counter(
+            "sallyport_exchanges", "Exchanges that ended", ("route", "reason", "status"), registry=registry
+        )
+        self._seconds = Histogram(
+            "sallyport_exchange_seconds", "From request to last byte", ("route",), buckets=_SECONDS, registry=registry
+        )
+        self._connections = Gauge("sallyport_connections", "Client connections that are open", registry=registry)
+        self._refused = Counter("sallyport_connections_refused", "Connections refused", ("reason",), registry=registry)
+        self._dropped = Counter("sallyport_decisions_dropped", "Decisions no longer on record", registry=registry)
+        self._registry = registry
+        self._children: dict[tuple[str, Reason, int], tuple[Counter, Histogram]] = {}
+
+    def answered(self, route: str, reason: Reason, status: int, seconds: float) -> None:
+        """An exchange ended. `route` is empty when none was matched; `status` 0 when no answer went out."""
+        key = (route, reason, status)
+        pair = self._children.get(key)
+        if pair is None:
+            counter = self._answered.labels(route, reason.code, str(status))
+            pair = self._children[key] = (counter, self._seconds.labels(route))
+        pair[0].inc()
+        pair[1].observe(seconds)
+
+    def connections(self, open_now: int) -> None:
+        self._connections.set(open_now)
+
+    def refused_connection(self, reason: Reason) -> None:
+        self._refused.labels(reason.code).inc()
+
+    def dropped(self, count: int) -> None:
+        """Decisions that the decision log did not keep, or keeps no longer."""
+        self._dropped.inc(count)
+
+    def watch(self, store: SnapshotStore, registry: Registry) -> None:
+        """Read these when they are scraped."""
+        gauges = {
+            "sallyport_exchanges_open": ("Exchanges under way", lambda: registry.open_count),
+            "sallyport_exchanges_cut": ("Exchanges cut since the start", lambda: registry.cut_count),
+            "sallyport_policy_revision": ("The enforced revision", lambda: store.current.numbers.policy),
+            "sallyport_revocations_number": ("Revocations known", lambda: store.current.numbers.revocations),
+            "sallyport_heartbeat_timestamp_seconds": ("The authority's last heartbeat", lambda: store.heartbeat_at),
+        }
+        for name, (about, read) in gauges.items():
+            Gauge(name, about, registry=self._registry).set_function(read)

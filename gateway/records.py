@@ -1,0 +1,38 @@
+"""Entries for decisions that carry their own question: on an API's caller, and on a stream that was decided again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from foundation.clock import Clock
+from foundation.ports import DecisionEntry, DecisionRecorder
+from gateway.proxy.record import frozen, input_key
+from policies.model import Decision, Denial, Query
+
+
+def recording(recorder: DecisionRecorder, clock: Clock) -> Callable[[Decision], None]:
+    """A function that puts a decision on record, with the end of this turn of the event loop."""
+    return lambda decision: recorder.record(entry_of(decision, clock.now()))
+
+
+def entry_of(decision: Decision, at: float) -> DecisionEntry:
+    """`at` is seconds since the Unix epoch."""
+    query = decision.query
+    return DecisionEntry(
+        id=decision.id,
+        at=at,
+        allow=not isinstance(decision, Denial),
+        reasons=tuple(reason.code for reason in decision.reasons),
+        identity=str(query.identity.id) if query else "",
+        route=query.route if query else "",
+        method=query.request.method if query else "",
+        target=_target(query),
+        grant="" if isinstance(decision, Denial) else decision.grant,
+        numbers=decision.numbers,
+        input=None if query is None else lambda: frozen(query),
+        input_key=b"" if query is None else input_key(query, decision.numbers),
+    )
+
+
+def _target(query: Query | None) -> str:
+    return query.request.target.decode("latin-1") if query else ""
