@@ -1,0 +1,140 @@
+"""A whole authority for tests: initialised by `pki.bootstrap`, with its real database, enrolment and listeners."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from agent.settings import Address
+from foundation.api import ApiRoute, api_application, public_application
+from foundation.callers import CertificateCallers
+from foundation.hotstate import HotStateSettings, MemoryHotState
+from foundation.identifiers import Kind, SpiffeId
+from foundation.ports import ApiAuthorizer
+from foundation.serving import ListenerLimits, serve_api
+from foundation.storage.database import Database
+from foundation.storage.settings import StorageSettings
+from foundation.tls import KeyPair, ServerContext, server_context
+from foundation.wire.enrolment import Token
+from pki.api.enrolment import enrolment_routes, renewal_routes
+from pki.api.routes import authority_routes
+from pki.api.standing import Standing
+from pki.authority import Authority
+from pki.bootstrap import initialise
+from pki.enrol.judgement import Trust
+from pki.enrol.service import EnrolmentService
+from pki.enrol.settings import EnrolmentSettings
+from pki.settings import AuthoritySettings
+from pki.tpm.endorsement import MakerTrust
+from tests.fakes.audit import MemoryAuditLog
+from tests.fakes.clock import ManualClock
+
+TRUST_DOMAIN = "fleet.example"
+
+
+class PermitAll:
+    """Implements `foundation.ports.ApiAuthorizer` for tests of what is not authorisation."""
+
+    async def authorise(self, caller: object, route: str, method: str) -> str:
+        return "d-test"
+
+
+@dataclass
+class Installation:
+    """One authority with everything around it."""
+
+    folder: Path
+    clock: ManualClock
+    settings: AuthoritySettings
+    database: Database
+    audit: MemoryAuditLog
+    hot: MemoryHotState
+    authority: Authority
+    service: EnrolmentService
+
+    @property
+    def root_pem(self) -> bytes:
+        return (self.settings.folder / "root.pem").read_bytes()
+
+    @property
+    def operator(self) -> KeyPair:
+        return self.pair("operator")
+
+    def pair(self, name: str) -> KeyPair:
+        return KeyPair(self.settings.folder / f"{name}.pem", self.settings.folder / f"{name}.key")
+
+    def id(self, name: str, kind: Kind = Kind.NODE) -> SpiffeId:
+        return SpiffeId(TRUST_DOMAIN, kind, name)
+
+    async def token(self, name: str = "edge-1", kind: Kind = Kind.NODE, ttl: float = 3600.0) -> Token:
+        return await self.authority.tokens.mint(self.id(name, kind), ttl, "test")
+
+    def reasons(self, kind: str) -> list[str]:
+        """The reasons of the audit log's events of this kind, in order."""
+        return [event.reason for event in self.audit.events if event.kind == kind]
+
+    def context(self, *, mutual: bool) -> ServerContext:
+        roots = self.root_pem + (self.settings.folder / "issuing.pem").read_bytes() if mutual else None
+        return server_context(self.pair("server"), client_roots=roots, present=b"" if mutual else self.root_pem)
+
+    def routes(self) -> list[ApiRoute]:
+        async def verify(bundle: bytes) -> int:
+            return int(bundle)
+
+        own = authority_routes(self.authority, TRUST_DOMAIN, verify_bundle=verify, audit_head=lambda: {"size": 0})
+        return [*own, *renewal_routes(self.service.renewal)]
+
+    @asynccontextmanager
+    async def enrolling(self, limits: ListenerLimits | None = None) -> AsyncIterator[Address]:
+        """The enrolment listener."""
+        application = public_application(enrolment_routes(self.service.enrolment))
+        context = self.context(mutual=False)
+        async with serve_api(application, lambda: context, "127.0.0.1", 0, limits) as (host, port):
+            yield Address(host, port)
+
+    @asynccontextmanager
+    async def serving(self, authorizer: ApiAuthorizer | None = None) -> AsyncIterator[Address]:
+        """The API's listener."""
+        callers = CertificateCallers(TRUST_DOMAIN, Standing(self.authority, self.service.use), self.clock)
+        application = api_application(self.routes(), callers.identify, authorizer or PermitAll())
+        context = self.context(mutual=True)
+        async with serve_api(application, lambda: context, "127.0.0.1", 0) as (host, port):
+            yield Address(host, port)
+
+
+@asynccontextmanager
+async def installation(
+    folder: Path,
+    *,
+    hardware: tuple[x509.Certificate, ...] = (),
+    virtual: tuple[x509.Certificate, ...] = (),
+    trust: Trust | None = None,
+    **enrolment: Any,
+) -> AsyncIterator[Installation]:
+    """An authority that believes the makers of these roots. `enrolment` sets fields of `EnrolmentSettings`."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    clock, audit = ManualClock(time.time()), MemoryAuditLog()
+    settings = AuthoritySettings(TRUST_DOMAIN, folder / "authority")
+    database = await Database.open(StorageSettings(url=f"sqlite+aiosqlite:///{folder}/sallyport.db"))
+    try:
+        await initialise(settings, database, audit, clock)
+        authority = await Authority.open(settings, database, audit, clock)
+        hot = MemoryHotState(HotStateSettings(), clock)
+        service = EnrolmentService.make(
+            authority,
+            hot,
+            audit,
+            clock,
+            settings=replace(EnrolmentSettings(classes=("hardware", "virtual")), **enrolment),
+            lifetimes=settings.lifetimes,
+            trust=trust or Trust(MakerTrust(hardware, virtual)),
+        )
+        yield Installation(folder, clock, settings, database, audit, hot, authority, service)
+    finally:
+        await database.close()
