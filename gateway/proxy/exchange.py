@@ -1,0 +1,422 @@
+"""One request and its answer: registered, decided, recorded, forwarded, and left with its last byte.
+
+The order is the law: nothing is dialled or answered before the decision is on record, and what is written upstream is
+the request that the permit holds, not the one that was read. A cut ends all of it from whatever step it is at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+from foundation.faults import Fault
+from foundation.reasons import Reason
+from foundation.trace import TraceContext
+from gateway.proxy.http1 import CHUNKED, LAST_CHUNK, UNTIL_CLOSE, Body, RequestHead, ResponseHead, body_of, chunk
+from gateway.proxy.record import entry_of
+from gateway.proxy.refusal import refusal, status_line
+from gateway.proxy.services import ConnectionServices
+from gateway.proxy.upstream import UpstreamConnection
+from gateway.streams.registry import Exchange
+from policies.model import CanonicalRequest, Decision, Denial, Permit
+from policies.routes import Route
+
+if TYPE_CHECKING:
+    from gateway.proxy.connection import ClientConnection
+
+MAX_TRIES = 3
+VIA = b"via: 1.1 sallyport\r\n"
+_WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
+NEVER = float("inf")
+
+
+class HttpExchange:
+    """Implements `gateway.proxy.upstream.Sink`. `due` is when it has waited for too long (monotonic seconds)."""
+
+    __slots__ = (
+        "_begun",
+        "_body",
+        "_chunked_answer",
+        "_connection",
+        "_decided_at_generation",
+        "_decision",
+        "_dial",
+        "_guard",
+        "_head",
+        "_keep",
+        "_permit",
+        "_received",
+        "_request",
+        "_retried",
+        "_route",
+        "_sent",
+        "_services",
+        "_status",
+        "_tries",
+        "_tunnel",
+        "_upstream",
+        "_waiting",
+        "due",
+        "over",
+    )
+
+    def __init__(
+        self, connection: ClientConnection, head: RequestHead, request: CanonicalRequest, route: Route
+    ) -> None:
+        self._connection = connection
+        self._services: ConnectionServices = connection.services
+        self._head = head
+        self._request = request
+        self._route = route
+        self._body: Body = body_of(head.length, Reason.REQUEST_AMBIGUOUS)
+        self._guard = Exchange(connection.identity, connection.serial, self._cut)
+        self._decision: Decision | None = None
+        self._permit: Permit | None = None
+        self._upstream: UpstreamConnection | None = None
+        self._waiting: asyncio.Task[None] | None = None  # for the engine
+        self._dial: asyncio.Task[None] | None = None
+        self._keep = head.keep_alive
+        self._tries = 0
+        self._decided_at_generation = 0
+        self._sent = False  # a byte of the request's body went upstream
+        self._received = 0
+        self._retried = False
+        self._tunnel = False
+        self._chunked_answer = False
+        self._status = 0
+        self._begun = self._services.clock.monotonic()
+        self.due = NEVER
+        self.over = False
+
+    # --- decide and record --------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Register, then decide."""
+        self._services.registry.register(self._guard)
+        self._decide()
+
+    def _decide(self) -> None:
+        self._tries += 1
+        self._decided_at_generation = self._guard.generation
+        services = self._services
+        decision = services.decider.decide_now(self._connection.peer, self._request, self._route, self._guard)
+        if decision is None:
+            self._waiting = asyncio.get_running_loop().create_task(self._ask())
+        else:
+            self._record(decision)
+
+    async def _ask(self) -> None:
+        decider = self._services.decider
+        decision = await decider.decide(self._connection.peer, self._request, self._route, self._guard)
+        self._waiting = None
+        self._decided_at_generation = self._guard.generation  # nothing ran since the decider compared it
+        self._record(decision)
+
+    def _record(self, decision: Decision) -> None:
+        self._decision = decision
+        head, now = self._head, self._services.clock.now()
+        entry = entry_of(decision, self._connection.peer, head.method, head.target, self._route, now)
+        self._services.records.before(entry, self._recorded)
+
+    def _recorded(self, fault: Fault | None) -> None:
+        decision = self._decision
+        if self.over or decision is None:
+            return
+        if fault is not None:
+            self._refuse(fault)
+        elif isinstance(decision, Denial):
+            self._refuse(Fault(decision.reason))
+        elif self._still_stands():
+            self._forward(decision)
+
+    def _still_stands(self) -> bool:
+        """Whether nothing touched this exchange since its decision; otherwise it is decided again."""
+        if self._guard.generation == self._decided_at_generation:
+            return True
+        if self._tries >= MAX_TRIES:
+            self._refuse(Fault(Reason.DECISION_UNSTABLE))
+        else:
+            self._decide()
+        return False
+
+    # --- forward -------------------------------------------------------------------------------------
+
+    def _forward(self, permit: Permit) -> None:
+        self._permit = permit
+        fault = self._unfit()
+        if fault is not None:
+            self._refuse(fault)
+            return
+        self._dial = self._services.upstreams.open(permit, self._route, self)
+
+    def _unfit(self) -> Fault | None:
+        """Why a permitted request cannot be forwarded as it is."""
+        head = self._head
+        if head.length > self._route.max_body:
+            return Fault(Reason.BODY_TOO_LARGE, f"at most {self._route.max_body} bytes")
+        if head.upgrade and head.upgrade.decode("ascii", "replace") not in self._route.upgrades:
+            return Fault(Reason.UPGRADE_REFUSED)
+        if head.upgrade and self._connection.has_unread:
+            return Fault(Reason.UPGRADE_REFUSED, "bytes came before the upgrade was answered")
+        return None
+
+    def connected(self, upstream: UpstreamConnection) -> None:
+        self._dial = None
+        if self.over or self._permit is None:
+            upstream.abort()
+            return
+        if not self._still_stands():
+            upstream.abort()
+            return
+        self._upstream = upstream
+        self._wait(self._route.response_timeout if self._body.done else self._services.settings.body_timeout)
+        head = self._request_head(self._permit)
+        if self._body.done:
+            upstream.request_done = True
+            upstream.write(head)
+        else:
+            upstream.write(head)
+            self._connection.hand_over()
+
+    def _request_head(self, permit: Permit) -> bytes:
+        """What the permit allows, and who asks, from us."""
+        asked, head = permit.query.request, self._head
+        lines = [
+            b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (asked.method.encode("ascii"), asked.target, head.authority),
+            self._connection.identity_line,
+            b"x-sallyport-decision: %b\r\n" % permit.id.encode("ascii"),
+            VIA,
+        ]
+        lines += [b"%b: %b\r\n" % field for field in head.fields]
+        lines.append(trace_lines(head))
+        if head.length > 0 or (head.length == 0 and head.method not in {b"GET", b"HEAD"}):
+            lines.append(b"content-length: %d\r\n" % head.length)
+        elif head.length == CHUNKED:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        if head.expects_continue:
+            lines.append(b"expect: 100-continue\r\n")
+        if head.upgrade:
+            lines.append(b"connection: upgrade\r\nupgrade: %b\r\n" % head.upgrade)
+        lines.append(b"\r\n")
+        return b"".join(lines)
+
+    def failed(self, fault: Fault, *, again: bool) -> None:
+        self._dial = self._upstream = None
+        if self.over or self._permit is None:
+            return
+        if again and not self._retried and self._body.done and self._head.length == 0 and self._request.action == "get":
+            self._retried = True
+            self._dial = self._services.upstreams.open(self._permit, self._route, self, fresh=True)
+            return
+        self._refuse(fault)
+
+    # --- the request's body, and what a tunnel carries -------------------------------------------------
+
+    def client_sent(self, data: bytes) -> bytes:
+        """Takes what the client sent; gives back what is not this exchange's yet, or not at all."""
+        upstream = self._upstream
+        if self._tunnel and upstream is not None:
+            upstream.write(data)
+            return b""
+        if self._head.upgrade:
+            self._refuse(Fault(Reason.UPGRADE_REFUSED, "bytes came before the upgrade was answered"))
+            return b""
+        if self._body.done or upstream is None:
+            return data
+        try:
+            return self._send_body(upstream, data)
+        except Fault as fault:
+            self._refuse(fault)
+            return b""
+
+    def _send_body(self, upstream: UpstreamConnection, data: bytes) -> bytes:
+        payload, rest, done = self._body.feed(data)
+        self._received += len(payload)
+        if self._received > self._route.max_body:
+            raise Fault(Reason.BODY_TOO_LARGE, f"at most {self._route.max_body} bytes")
+        out = payload
+        if self._head.length == CHUNKED:
+            out = (chunk(payload) if payload else b"") + (LAST_CHUNK if done else b"")
+        self._sent = True
+        upstream.request_done = done
+        if out:
+            upstream.write(out)
+        if self._status == 0:
+            self._wait(self._route.response_timeout if done else self._services.settings.body_timeout)
+        return rest
+
+    def upstream_full(self) -> None:
+        self._connection.pause_reading()
+
+    def upstream_drained(self) -> None:
+        self._connection.resume_reading()
+
+    # --- the answer --------------------------------------------------------------------------------------
+
+    def informational(self, head: ResponseHead) -> None:
+        """Pass it on (RFC 9110 §15.2); 100 only to who asked for it."""
+        if head.status == 100 and (not self._head.expects_continue or self._body.done):
+            return
+        self._connection.write(b"".join((status_line(head.status), *_field_lines(head), b"\r\n")))
+
+    def response(self, head: ResponseHead, payload: bytes, done: bool) -> None:
+        self._status = head.status
+        self.due = NEVER
+        # An answer that comes before the request's end, or to an upgrade that it refuses, is the connection's last.
+        if not self._body.done or self._head.upgrade or self._services.draining:
+            self._keep = False
+        self._chunked_answer = head.length in {CHUNKED, UNTIL_CLOSE}
+        self._connection.write(self._response_head(head) + self._framed(payload, done))
+        if done:
+            self._finish()
+
+    def response_data(self, payload: bytes, done: bool) -> None:
+        data = self._framed(payload, done)
+        if data:
+            self._connection.write(data)
+        if done:
+            self._finish()
+
+    def upgraded(self, head: ResponseHead, data: bytes) -> None:
+        self._check_upgrade(head)
+        self._status, self._tunnel, self.due = 101, True, NEVER
+        lines = (status_line(101), *_field_lines(head), self._decision_line(), b"connection: upgrade\r\n")
+        self._connection.write(b"".join((*lines, b"upgrade: %b\r\n\r\n" % head.upgrade, data)))
+
+    def tunnelled(self, data: bytes) -> None:
+        self._connection.write(data)
+
+    def broken(self, fault: Fault) -> None:
+        """Half an answer is out: only the connection's end can tell the client that it is half."""
+        self._upstream = None
+        if self._tunnel:
+            self._connection.close()
+        else:
+            self._connection.abort(fault.reason)
+        self._end(fault.reason)
+
+    def _response_head(self, head: ResponseHead) -> bytes:
+        lines = [status_line(head.status), *_field_lines(head), self._decision_line()]
+        if self._chunked_answer:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        elif head.declared is not None:
+            lines.append(b"content-length: %d\r\n" % head.declared)
+        elif self._head.method != b"HEAD" and head.status not in {204, 304}:
+            lines.append(b"content-length: %d\r\n" % head.length)
+        if not self._keep:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        return b"".join(lines)
+
+    def _decision_line(self) -> bytes:
+        decision = self._decision.id if self._decision is not None else ""
+        return b"x-sallyport-decision: %b\r\n" % decision.encode("ascii")
+
+    def _framed(self, payload: bytes, done: bool) -> bytes:
+        if not self._chunked_answer:
+            return payload
+        return (chunk(payload) if payload else b"") + (LAST_CHUNK if done else b"")
+
+    def _check_upgrade(self, head: ResponseHead) -> None:
+        """The upstream must have switched to the protocol that was decided, and prove it where the protocol can
+        (RFC 6455 §4.2.2)."""
+        if not self._head.upgrade or head.upgrade != self._head.upgrade:
+            raise Fault(Reason.UPSTREAM_INVALID, "the upstream switched to a protocol that was not asked for")
+        if head.upgrade == b"websocket" and _field(head.fields, b"sec-websocket-accept") != websocket_accept(
+            _field(self._head.fields, b"sec-websocket-key")
+        ):
+            raise Fault(Reason.UPSTREAM_INVALID, "the upstream's Sec-WebSocket-Accept is wrong")
+
+    # --- ends ------------------------------------------------------------------------------------------------
+
+    def client_full(self) -> None:
+        if self._upstream is not None:
+            self._upstream.pause_reading()
+
+    def client_drained(self) -> None:
+        if self._upstream is not None:
+            self._upstream.resume_reading()
+
+    def client_gone(self) -> None:
+        """The client's connection ended: so does everything that was done for it."""
+        self._end(self._reason())
+
+    def timed_out(self) -> None:
+        """Its `due` has come: the one whose turn it was is late."""
+        late = Reason.UPSTREAM_TIMEOUT if self._body.done else Reason.REQUEST_TIMEOUT
+        self._refuse(Fault(late))
+
+    def _wait(self, seconds: float) -> None:
+        self.due = self._services.clock.monotonic() + seconds
+
+    def _finish(self) -> None:
+        """The answer is whole. The upstream's connection has let go of this exchange already."""
+        self._upstream = None
+        self._end(self._reason())
+        self._connection.answered(keep=self._keep)
+
+    def _refuse(self, fault: Fault) -> None:
+        """Answer with `fault`, or end the connection where an answer has begun."""
+        if self.over:
+            return
+        started, decision = self._status != 0, self._decision
+        unread = None if self._body.done else self._body
+        skippable = self._connection.can_skip(self._head, unread) and not self._sent
+        self._status = fault.reason.status
+        self._end(fault.reason)
+        if started:
+            self._connection.abort(fault.reason)
+            return
+        keep = self._keep and skippable and not self._services.draining and not self._head.upgrade
+        told = refusal(fault, decision.id if decision else "", close=not keep, head_only=self._head.method == b"HEAD")
+        self._connection.write(told)
+        self._connection.answered(keep=keep, skip=unread)
+
+    def _reason(self) -> Reason:
+        return self._decision.reasons[0] if self._decision is not None else Reason.INTERNAL
+
+    def _cut(self, reason: Reason) -> None:
+        self._end(reason)
+        self._connection.abort(reason)
+
+    def _end(self, reason: Reason) -> None:
+        if self.over:
+            return
+        self.over = True
+        for task in (self._waiting, self._dial):
+            if task is not None:
+                task.cancel()
+        if self._upstream is not None:
+            self._upstream.abort()
+            self._upstream = None
+        services = self._services
+        services.registry.leave(self._guard)
+        services.metrics.answered(self._route.name, reason, self._status, services.clock.monotonic() - self._begun)
+
+
+def trace_lines(head: RequestHead) -> bytes:
+    """This hop's `traceparent`, a child of the caller's where that is valid; the caller's state is kept with it
+    alone."""
+    parent = TraceContext.parse(head.traceparent.decode("latin-1"))
+    if parent is None:
+        return b"traceparent: %b\r\n" % TraceContext.begin().header().encode("ascii")
+    own = TraceContext(parent.trace_id, os.urandom(8).hex(), parent.sampled)
+    line = b"traceparent: %b\r\n" % own.header().encode("ascii")
+    return line + (b"tracestate: %b\r\n" % head.tracestate if head.tracestate else b"")
+
+
+def websocket_accept(key: bytes) -> bytes:
+    """The proof that a WebSocket server read `key` (RFC 6455 §4.2.2, step 5.4)."""
+    digest = hashlib.sha1(key + _WEBSOCKET_GUID, usedforsecurity=False).digest()
+    return base64.b64encode(digest)
+
+
+def _field_lines(head: ResponseHead) -> list[bytes]:
+    return [b"%b: %b\r\n" % field for field in head.fields]
+
+
+def _field(fields: list[tuple[bytes, bytes]], lower: bytes) -> bytes:
+    return next((value.strip(b" \t") for name, value in fields if name.lower() == lower), b"")

@@ -1,0 +1,152 @@
+"""Accepts connections, and gives each the TLS context that is current then.
+
+Laws held here:
+- one listener has one regime: a client certificate is required of everybody, whatever name they ask for;
+- what has not proven a certificate yet is bounded in number and time; when there are too many, the oldest gives way, so
+  that strangers who hang cannot keep others out;
+- sockets are accepted by us, so that a new certificate or CA is in force with the next connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+
+from foundation.reasons import Reason
+from gateway.proxy.connection import ClientConnection
+from gateway.proxy.services import ConnectionServices
+
+ContextProvider = Callable[[], ssl.SSLContext]
+ACCEPTED_PER_TURN = 64
+SWEEP_SECONDS = 0.25
+DRAIN_STEP_SECONDS = 0.05
+_LOG = logging.getLogger(__name__)
+
+
+class Listener:
+    """One listening socket's connections in one worker."""
+
+    def __init__(self, context: ContextProvider, services: ConnectionServices) -> None:
+        self._context = context
+        self._services = services
+        self._settings = services.settings
+        self._listening: socket.socket | None = None
+        self._handshakes: dict[asyncio.Task[None], None] = {}  # in the order of their coming
+        self._connections: set[ClientConnection] = set()
+        self._sweeping: asyncio.Task[None] | None = None
+
+    def start(self, listening: socket.socket) -> None:
+        """Accept from `listening`, which is bound and listens already. Needs a running event loop."""
+        listening.setblocking(False)
+        self._listening = listening
+        loop = asyncio.get_running_loop()
+        loop.add_reader(listening.fileno(), self._accept)
+        self._sweeping = loop.create_task(self._sweep())
+
+    async def drain(self, seconds: float) -> None:
+        """Accept no more, let what is under way end, at most for `seconds`, then end the rest."""
+        self._services.draining = True
+        self._stop_accepting()
+        clock = self._services.clock
+        until = clock.monotonic() + seconds
+        while self._connections and clock.monotonic() < until:
+            for connection in list(self._connections):
+                connection.close_if_idle()
+            await clock.sleep(DRAIN_STEP_SECONDS)
+        await self.close()
+
+    async def close(self) -> None:
+        """End everything now."""
+        self._stop_accepting()
+        tasks = [*self._handshakes, *([self._sweeping] if self._sweeping else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in list(self._connections):
+            connection.abort(Reason.DRAINING)
+
+    @property
+    def open_count(self) -> int:
+        return len(self._connections)
+
+    def _stop_accepting(self) -> None:
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening.fileno())
+            self._listening = None
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTED_PER_TURN):
+            if self._listening is None:
+                return
+            try:
+                accepted, _address = self._listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._rest(error)
+                return
+            self._welcome(accepted)
+
+    def _rest(self, error: OSError) -> None:
+        """Out of descriptors or memory: the queue keeps whom we cannot take, and we come back."""
+        if error.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM} or self._listening is None:
+            return
+        _LOG.error("no more connections can be accepted now: %s", error)
+        listening, loop = self._listening, asyncio.get_running_loop()
+        loop.remove_reader(listening.fileno())
+
+        def again() -> None:
+            if self._listening is listening:
+                loop.add_reader(listening.fileno(), self._accept)
+
+        loop.call_later(SWEEP_SECONDS, again)
+
+    def _welcome(self, accepted: socket.socket) -> None:
+        if len(self._connections) + len(self._handshakes) >= self._settings.connections:
+            self._services.metrics.refused_connection(Reason.OVERLOADED)
+            accepted.close()
+            return
+        if len(self._handshakes) >= self._settings.handshakes:
+            next(iter(self._handshakes)).cancel()
+            self._services.metrics.refused_connection(Reason.OVERLOADED)
+        accepted.setblocking(False)
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        task = asyncio.get_running_loop().create_task(self._shake(accepted))
+        self._handshakes[task] = None
+        task.add_done_callback(self._handshakes.pop)
+
+    async def _shake(self, accepted: socket.socket) -> None:
+        """The handshake; `ClientConnection.connection_made` is called when the certificate is proven."""
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._connection,
+                accepted,
+                ssl=self._context(),
+                ssl_handshake_timeout=self._settings.handshake_timeout,
+                ssl_shutdown_timeout=self._settings.linger_timeout,
+            )
+        except (OSError, TimeoutError) as error:
+            _LOG.info("a handshake failed: %s", error)
+            self._services.metrics.refused_connection(Reason.CLIENT_CERTIFICATE_REQUIRED)
+            accepted.close()
+        except asyncio.CancelledError:
+            accepted.close()
+            raise
+
+    def _connection(self) -> ClientConnection:
+        return ClientConnection(self._services, self._connections)
+
+    async def _sweep(self) -> None:
+        """Ends what is late. One timer for all, so that a request costs none."""
+        clock = self._services.clock
+        while True:
+            await clock.sleep(SWEEP_SECONDS)
+            now = clock.monotonic()
+            for connection in list(self._connections):
+                connection.sweep(now)
+            self._services.upstreams.sweep()
+            self._services.metrics.connections(len(self._connections))

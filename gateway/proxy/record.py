@@ -1,0 +1,91 @@
+"""Every decision goes on record, and the record is with the kernel before anything follows from it.
+
+What follows (an answer, a byte upstream) waits for the end of the event loop's turn: the decisions of one turn are
+written once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from hashlib import blake2b
+
+from foundation.faults import Fault
+from foundation.identity import SnapshotNumbers
+from foundation.ports import DecisionEntry, DecisionRecorder
+from gateway.proxy.identify import Peer
+from policies.model import Decision, Denial, Query
+from policies.routes import Route, RouteClass
+
+Then = Callable[[Fault | None], None]
+
+
+class Records:
+    """Puts decisions on record, then lets what they decide happen."""
+
+    def __init__(self, recorder: DecisionRecorder) -> None:
+        self._recorder = recorder
+        self._waiting: list[tuple[DecisionEntry, Then]] = []
+
+    def before(self, entry: DecisionEntry, then: Then) -> None:
+        """Call `then` once `entry` is with the kernel; with a fault (`DECISION_UNRECORDED`) when it is not and must
+        be."""
+        self._recorder.record(entry)
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._waiting.append((entry, then))
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for entry, then in waiting:
+            try:
+                self._recorder.flush(entry)
+            except Fault as fault:
+                then(fault)
+            else:
+                then(None)
+
+
+def entry_of(
+    decision: Decision, peer: Peer, method: bytes, target: bytes, route: Route | None, at: float
+) -> DecisionEntry:
+    """The entry that says what was decided on whose request. `at` is seconds since the Unix epoch."""
+    query = decision.query
+    return DecisionEntry(
+        id=decision.id,
+        at=at,
+        allow=not isinstance(decision, Denial),
+        reasons=tuple(reason.code for reason in decision.reasons),
+        identity=str(peer.id),
+        route=route.name if route is not None else "",
+        method=method.decode("latin-1"),
+        target=target.decode("latin-1"),
+        grant="" if isinstance(decision, Denial) else decision.grant,
+        numbers=decision.numbers,
+        critical=route is not None and route.route_class is RouteClass.CRITICAL,
+        input=None if query is None else lambda: frozen(query),
+        input_key=b"" if query is None else input_key(query, decision.numbers),
+    )
+
+
+def frozen(query: Query) -> bytes:
+    """The input as policy saw it, as one JSON object."""
+    return json.dumps(query.to_input(), separators=(",", ":"), sort_keys=True).encode()
+
+
+def input_key(query: Query, numbers: SnapshotNumbers) -> bytes:
+    """Equal for equal inputs alone: with the same numbers an identity's facts are the same."""
+    request = query.request
+    parts = (
+        numbers,
+        query.now,
+        query.identity.id,
+        query.route,
+        request.method,
+        request.host,
+        request.upgrade,
+        request.target,
+        query.staleness,
+    )
+    return blake2b(repr(parts).encode(), digest_size=16).digest()
