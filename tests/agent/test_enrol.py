@@ -19,29 +19,11 @@ from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.wire.enrolment import Begin, PcrSelection
 from tests.fakes.clock import ManualClock
+from tests.support.agent import EagerClock, quiet, settings_for
 from tests.support.authority import SmallAuthority
 from tests.support.swtpm import EmulatedTpm, TpmMaker, booted, maker, set_up_by_swtpm, swtpm
 
 __all__ = ["maker", "swtpm"]  # fixtures
-
-
-class EagerClock(ManualClock):
-    """Time passes as soon as somebody waits."""
-
-    async def sleep(self, seconds: float) -> None:
-        self.advance(seconds)
-
-
-def quiet(_step: str) -> None:
-    pass
-
-
-def settings_for(folder: Path, authority: str, device: EmulatedTpm | None) -> AgentSettings:
-    address = Address.parse(authority, "authority")
-    base = AgentSettings(directory=folder / "node", authority=address, renewal=address, node="edge-1", timeout=10)
-    if device is None:
-        return replace(base, attestation="none", tcti="none:")
-    return replace(base, tcti=device.tcti, event_log=device.event_log)
 
 
 @pytest.fixture
