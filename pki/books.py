@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from foundation.clock import Clock
@@ -35,6 +35,15 @@ class Part(StrEnum):
     CRLS = "crls"
 
 
+# Made once: building a statement costs as much as running it.
+_TAKE = (
+    update(numbers)
+    .where(numbers.c.part.in_(bindparam("parts", expanding=True)))
+    .values(value=numbers.c.value + 1)
+    .returning(numbers.c.part, numbers.c.value)
+)
+
+
 @dataclass(slots=True)
 class Work:
     """A write transaction under way. `now` is when it began, in seconds since the Unix epoch."""
@@ -49,13 +58,8 @@ class Work:
 
     async def take_numbers(self, *parts: Part) -> dict[Part, int]:
         """The next number of each of `parts`, taken."""
-        taken = (
-            update(numbers)
-            .where(numbers.c.part.in_([part.value for part in parts]))
-            .values(value=numbers.c.value + 1)
-            .returning(numbers.c.part, numbers.c.value)
-        )
-        return {Part(row.part): row.value for row in await self.connection.execute(taken)}
+        rows = await self.connection.execute(_TAKE, {"parts": [part.value for part in parts]})
+        return {Part(row.part): row.value for row in rows}
 
 
 class Books:
@@ -73,9 +77,14 @@ class Books:
         async with self._database.transaction() as connection:
             work = Work(connection, self.clock.now())
             yield work
-            # Together, so that they share one write to disk; they are taken in this order.
-            await asyncio.gather(*(self._audit.append(event) for event in work.events))
+            await self._put_on_record(work.events)
         self._announce()
+
+    async def _put_on_record(self, events: list[AuditEvent]) -> None:
+        if len(events) == 1:
+            await self._audit.append(events[0])
+        else:  # together, so that they share one write to disk; they are taken in this order
+            await asyncio.gather(*(self._audit.append(event) for event in events))
 
     def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
         """One consistent view of the tables."""

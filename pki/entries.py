@@ -167,6 +167,14 @@ def check_counters(known: Counters | None, shown: Counters | None) -> None:
         raise Fault(Reason.CLOCK_REGRESSED, field="counters", internal=f"known {known}, shown {shown}")
 
 
+def check_attested(entry: Entry, holder: SpiffeId | None, attested: Attested) -> None:
+    """Whether a passed attestation may be recorded for `entry`; `holder` is whom its TPM was bound to so far. Raises
+    `Fault(INVENTORY_STATE | ATTESTATION_LATCHED | EK_CHANGED | EK_TAKEN | CLOCK_REGRESSED)`."""
+    check_enrollable(entry)
+    check_ek(entry, attested.ek_sha256, holder)
+    check_counters(entry.counters, attested.counters)
+
+
 def posture_changes(entry: Entry, attested: Attested) -> bool:
     """Whether a passed attestation changes facts, or moves a deadline alone. The first one always is a fact."""
     return entry.posture_number == 0 or entry.posture != Posture(attested.attestation, Verdict.PASSED)

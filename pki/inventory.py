@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, insert, select, update
+from sqlalchemy import Select, bindparam, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -23,9 +23,8 @@ from pki.entries import (
     Attested,
     Entry,
     Expected,
-    check_counters,
+    check_attested,
     check_ek,
-    check_enrollable,
     posture_changes,
 )
 from pki.tables import identities
@@ -41,6 +40,13 @@ _NUMBERED = {
     Part.POSTURES: "posture_number",
     Part.DEADLINES: "deadline_number",
 }
+
+# Made once: building a statement costs as much as running it.
+_ONE = select(identities).where(identities.c.id == bindparam("wanted"))
+_CLAIM = select(identities).where(
+    or_(identities.c.id == bindparam("wanted"), identities.c.ek_sha256 == bindparam("ek"))
+)
+_SWAP = update(identities).where(identities.c.id == bindparam("wanted"), identities.c.epoch == bindparam("seen"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +135,8 @@ class Inventory:
         """A passed attestation: moves the deadline, and is a change of facts only when class or verdict change. Raises
         `Fault(INVENTORY_STATE | ATTESTATION_LATCHED | EK_CHANGED | EK_TAKEN | CLOCK_REGRESSED)`."""
         async with self._books.writing() as work:
-            entry = await read_entry(work.connection, identity)
-            await check_attested(work.connection, entry, attested)
+            entry, holder = await read_claim(work.connection, identity, attested.ek_sha256)
+            check_attested(entry, holder, attested)
             await write_attestation(work, entry, attested, actor)
             return await read_entry(work.connection, identity)
 
@@ -178,18 +184,22 @@ class Inventory:
 
 async def read_entry(connection: AsyncConnection, identity: SpiffeId) -> Entry:
     """Raises `Fault(INVENTORY_UNKNOWN)`."""
-    row = (await connection.execute(select(identities).where(identities.c.id == str(identity)))).first()
+    row = (await connection.execute(_ONE, {"wanted": str(identity)})).first()
     if row is None:
         raise Fault(Reason.INVENTORY_UNKNOWN, field="identity", internal=str(identity))
     return Entry.of(row)
 
 
-async def check_attested(connection: AsyncConnection, entry: Entry, attested: Attested) -> None:
-    """Whether `attested` may be recorded for `entry`. Raises as `Inventory.record_attestation`."""
-    check_enrollable(entry)
-    holder = await _holder(connection, attested.ek_sha256) if attested.ek_sha256 else None
-    check_ek(entry, attested.ek_sha256, holder)
-    check_counters(entry.counters, attested.counters)
+async def read_claim(
+    connection: AsyncConnection, identity: SpiffeId, ek_sha256: bytes
+) -> tuple[Entry, SpiffeId | None]:
+    """The entry of `identity`, and whose the TPM of `ek_sha256` is so far. Raises `Fault(INVENTORY_UNKNOWN)`."""
+    rows = (await connection.execute(_CLAIM, {"wanted": str(identity), "ek": ek_sha256 or None})).all()
+    entries = [Entry.of(row) for row in rows]
+    entry = next((one for one in entries if one.id == identity), None)
+    if entry is None:
+        raise Fault(Reason.INVENTORY_UNKNOWN, field="identity", internal=str(identity))
+    return entry, next((one.id for one in entries if ek_sha256 and one.ek_sha256 == ek_sha256), None)
 
 
 async def bind_ek(work: Work, entry: Entry, ek_sha256: bytes, actor: str) -> None:
@@ -224,17 +234,13 @@ async def write(work: Work, entry: Entry, parts: tuple[Part, ...], **changes: An
     """Write `changes` with the next number of each of `parts`. The epoch rises with the inventory's number. Raises
     `Fault(CONFLICT | EK_TAKEN)`."""
     taken = await work.take_numbers(*parts) if parts else {}
-    columns = {_NUMBERED[part]: number for part, number in taken.items()} | changes
+    columns = {_NUMBERED[part]: number for part, number in taken.items()} | changes | {"updated_at": work.now}
     if Part.INVENTORY in taken:
         columns["epoch"] = entry.record.epoch + 1
     # The epoch was read in this transaction, the only one that writes; comparing it is the second lock on the door.
-    swap = (
-        update(identities)
-        .where(identities.c.id == str(entry.id), identities.c.epoch == entry.record.epoch)
-        .values(updated_at=work.now, **columns)
-    )
+    which = {"wanted": str(entry.id), "seen": entry.record.epoch}
     try:
-        swapped = (await work.connection.execute(swap)).rowcount
+        swapped = (await work.connection.execute(_SWAP, columns | which)).rowcount
     except IntegrityError:
         raise Fault(Reason.EK_TAKEN, field="ek") from None
     if swapped != 1:
@@ -249,7 +255,7 @@ async def add_entry(work: Work, expected: Expected, actor: str, line: int = 1) -
     if expected.ek_sha256 and await _holder(work.connection, expected.ek_sha256):
         raise Fault(Reason.EK_TAKEN, f"the TPM of {expected.id} belongs to another identity", field=field)
     taken = await work.take_numbers(Part.INVENTORY)
-    await work.connection.execute(insert(identities).values(_expected_columns(work, expected, taken)))
+    await work.connection.execute(insert(identities), _expected_columns(work, expected, taken))
     work.tell("identity.expected", actor, expected.id, tier=expected.tier, roles=list(expected.roles))
     return await read_entry(work.connection, expected.id)
 

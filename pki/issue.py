@@ -27,8 +27,8 @@ from foundation.identity import AttestationClass
 from foundation.reasons import Reason
 from pki import lint
 from pki.books import Books, Work
-from pki.entries import Attested, Entry, check_enrollable
-from pki.inventory import check_attested, read_entry, write_certified
+from pki.entries import Attested, Entry, check_attested, check_enrollable
+from pki.inventory import read_claim, write_certified
 from pki.ledger import Certificate, Step, keep_answer, mark_abandoned, mark_issued, reserve
 from pki.profile import SERIAL_BITS, Issuer, Lifetimes, ProfileName, Terms, draft_certificate
 from pki.signer import Draft, Signer, seal_certificate
@@ -136,8 +136,7 @@ class Issuing:
         )
 
     async def _reserve_row(self, work: Work, request: IssueRequest, terms: Terms, draft: x509.Certificate) -> None:
-        entry = await read_entry(work.connection, request.identity)
-        await _check(work, entry, request)
+        await _checked_entry(work, request)
         row = _row(request, terms, draft)
         await reserve(work, row)
         if request.token is not None:
@@ -154,8 +153,7 @@ class Issuing:
 
     async def _record(self, request: IssueRequest, issued: IssuedCertificate) -> None:
         async with self._books.writing() as work:
-            entry = await read_entry(work.connection, request.identity)
-            await _check(work, entry, request)
+            entry = await _checked_entry(work, request)
             await mark_issued(work, issued.serial, issued.chain[0])
             if request.profile is not ProfileName.SERVER:  # a listener's says nothing of the identity as a caller
                 await write_certified(work, entry, issued.serial, request.attested, request.actor)
@@ -186,13 +184,17 @@ def random_serial() -> int:
     return 1 << SERIAL_BITS | secrets.randbits(SERIAL_BITS)
 
 
-async def _check(work: Work, entry: Entry, request: IssueRequest) -> None:
-    """Both transactions ask this: what was true at the reservation may have ended while the key was signing."""
+async def _checked_entry(work: Work, request: IssueRequest) -> Entry:
+    """The identity's entry, when it may have this certificate. Both transactions ask this: what was true at the
+    reservation may have ended while the key was signing."""
+    ek_sha256 = request.attested.ek_sha256 if request.attested else b""
+    entry, holder = await read_claim(work.connection, request.identity, ek_sha256)
     check_enrollable(entry)
     if request.renews and entry.current_serial != request.renews:
         raise Fault(Reason.CLONE_SUSPECTED, field="serial", internal=f"newest is {entry.current_serial}")
     if request.attested is not None:
-        await check_attested(work.connection, entry, request.attested)
+        check_attested(entry, holder, request.attested)
+    return entry
 
 
 def _row(request: IssueRequest, terms: Terms, draft: x509.Certificate) -> Certificate:

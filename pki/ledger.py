@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -34,6 +34,13 @@ class Step(StrEnum):
     RESERVED = "reserved"
     ISSUED = "issued"
     ABANDONED = "abandoned"
+
+
+_ISSUED = (
+    update(certificates)
+    .where(certificates.c.serial == bindparam("reserved"), certificates.c.state == Step.RESERVED.value)
+    .values(state=Step.ISSUED.value, certificate=bindparam("der"), issued_at=bindparam("now"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,19 +165,15 @@ async def reserve(work: Work, reserved: Certificate) -> None:
         "issued_at": 0.0,
     }
     try:
-        await work.connection.execute(insert(certificates).values(row))
+        await work.connection.execute(insert(certificates), row)
     except IntegrityError:
         raise Fault(Reason.SERIAL_CONFLICT, field="serial") from None
 
 
 async def mark_issued(work: Work, serial: str, certificate: bytes) -> None:
     """RESERVED → ISSUED. Raises `Fault(CONFLICT)` when it was abandoned in between."""
-    swap = (
-        update(certificates)
-        .where(certificates.c.serial == serial, certificates.c.state == Step.RESERVED.value)
-        .values(state=Step.ISSUED.value, certificate=certificate, issued_at=work.now)
-    )
-    if (await work.connection.execute(swap)).rowcount != 1:
+    row = {"reserved": serial, "der": certificate, "now": work.now}
+    if (await work.connection.execute(_ISSUED, row)).rowcount != 1:
         raise Fault(Reason.CONFLICT, "the reservation was given up; begin again", field="serial")
 
 
@@ -188,6 +191,7 @@ async def keep_answer(work: Work, answer_key: bytes, body: bytes, expires_at: in
     if len(answer_key) != ANSWER_KEY_BYTES or len(body) > MAX_ANSWER_BYTES:
         raise Fault(Reason.MESSAGE_TOO_LARGE, "an answer is kept by a SHA-256, at most 64 KiB of it")
     try:
-        await work.connection.execute(insert(answers).values(answer_key=answer_key, body=body, expires_at=expires_at))
+        row = {"answer_key": answer_key, "body": body, "expires_at": expires_at}
+        await work.connection.execute(insert(answers), row)
     except IntegrityError:
         raise Fault(Reason.CONFLICT, "this message was answered already", field="answer_key") from None

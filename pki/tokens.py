@@ -15,7 +15,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, insert, or_, select, update
+from sqlalchemy import Row, bindparam, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from foundation.faults import Fault
@@ -30,6 +30,21 @@ from pki.tables import certificates, tokens
 
 MAX_TTL = 30 * 24 * 3600.0
 _NOBODY = hashlib.sha256(b"").digest()
+
+# Made once: building a statement costs as much as running it.
+_ONE = (
+    select(tokens, certificates.c.state, certificates.c.reserved_at)
+    .select_from(tokens.outerjoin(certificates, tokens.c.spent_on == certificates.c.serial))
+    .where(tokens.c.token_id == bindparam("wanted"))
+)
+_BIND = update(tokens).where(
+    tokens.c.token_id == bindparam("wanted"),
+    or_(tokens.c.bound_to.is_(None), tokens.c.bound_to == bindparam("binding")),
+)
+_SPEND = update(tokens).where(
+    tokens.c.token_id == bindparam("wanted"),
+    func.coalesce(tokens.c.spent_on, "") == bindparam("before"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +115,8 @@ class Tokens:
             _check_usable(row, work.now)
             if row.bound_to is None:
                 work.tell("token.bound", str(use.identity), use.identity, binding=binding.hex())
-            swap = (
-                update(tokens)
-                .where(tokens.c.token_id == use.token_id)
-                .where(or_(tokens.c.bound_to.is_(None), tokens.c.bound_to == binding))
-                .values(bound_to=binding)
-            )
-            if (await work.connection.execute(swap)).rowcount != 1:
+            swap = {"wanted": use.token_id, "binding": binding, "bound_to": binding}
+            if (await work.connection.execute(_BIND, swap)).rowcount != 1:
                 raise Fault(Reason.TOKEN_BOUND_ELSEWHERE, field="token")
         return TokenUse(use.token_id, use.identity, use.expires_at, binding)
 
@@ -135,9 +145,8 @@ async def spend_token(work: Work, use: TokenUse, serial: str) -> None:
         raise Fault(Reason.TOKEN_BOUND_ELSEWHERE, field="token")
     if row.spent_on is not None:
         await mark_abandoned(work, row.spent_on)  # its process is gone; if not, it finds out when it records
-    same = tokens.c.spent_on.is_(None) if row.spent_on is None else tokens.c.spent_on == row.spent_on
-    swap = update(tokens).where(tokens.c.token_id == use.token_id, same).values(spent_on=serial)
-    if (await work.connection.execute(swap)).rowcount != 1:
+    swap = {"wanted": use.token_id, "before": row.spent_on or "", "spent_on": serial}
+    if (await work.connection.execute(_SPEND, swap)).rowcount != 1:
         raise Fault(Reason.TOKEN_USED, field="token")
 
 
@@ -166,9 +175,7 @@ def _came_to_nothing(row: Row[Any], now: float) -> bool:
 
 async def _read(connection: AsyncConnection, token_id: bytes) -> Row[Any] | None:
     """The token's row with `state` and `reserved_at` of the certificate it was spent on."""
-    joined = tokens.outerjoin(certificates, tokens.c.spent_on == certificates.c.serial)
-    query = select(tokens, certificates.c.state, certificates.c.reserved_at).select_from(joined)
-    return (await connection.execute(query.where(tokens.c.token_id == token_id))).first()
+    return (await connection.execute(_ONE, {"wanted": token_id})).first()
 
 
 def _use(row: Row[Any]) -> TokenUse:

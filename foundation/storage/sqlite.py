@@ -31,10 +31,12 @@ class SqliteConnection(aiosqlite.Connection):
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # aiosqlite passes every call through here.
-        if self._running and self._connection is not None and self._sent == self._done and not self._waits(fn, args):
+        open_, waits = self._running and self._connection is not None, self._waits(fn, args)
+        if open_ and not waits and self._sent == self._done:
             return fn(*args, **kwargs)
         self._sent += 1
-        return await super()._execute(self._counted, fn, *args, **kwargs)
+        call = super()._execute(self._counted, fn, *args, **kwargs)  # type: ignore[no-untyped-call]  # it has no types
+        return await call
 
     def _waits(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> bool:
         name = fn.__name__
@@ -51,7 +53,7 @@ class SqliteConnection(aiosqlite.Connection):
         if sql == "BEGIN IMMEDIATE":
             self._writing = True
             return True
-        return not self._conn.in_transaction
+        return self._connection is None or not self._connection.in_transaction
 
     def _counted(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
@@ -65,7 +67,8 @@ def connect_sqlite(database: str, **options: Any) -> SqliteConnection:
 
     def connector() -> sqlite3.Connection:
         # The two threads take turns, and SQLite itself serialises (sqlite3.threadsafety is 3 or it is refused here).
-        return sqlite3.connect(database, **options | {"check_same_thread": False})
+        made: sqlite3.Connection = sqlite3.connect(database, **options | {"check_same_thread": False})
+        return made
 
     if sqlite3.threadsafety != 3:
         raise RuntimeError("this SQLite was built without serialised threading")
