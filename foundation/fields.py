@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ T = TypeVar("T")
 _MISSING: Any = object()
 _DURATION = re.compile(r"(\d{1,9})(ms|s|m|h|d)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SIZE = re.compile(r"(\d{1,12})(B|KiB|MiB|GiB)", re.ASCII)
 _SIZES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
@@ -158,8 +160,8 @@ class Fields:
 
 
 def strict_json(raw: bytes, path: str, reason: Reason) -> object:
-    """The JSON value (RFC 8259) in `raw`, refusing what parsers disagree on: duplicate keys, NaN, infinities, bad
-    UTF-8."""
+    """The JSON value (RFC 8259) in `raw`, refusing what parsers disagree on: duplicate keys, NaN, infinities and
+    numbers that become one, lone surrogates, bad UTF-8."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(items)
@@ -170,7 +172,16 @@ def strict_json(raw: bytes, path: str, reason: Reason) -> object:
     def constant(name: str) -> float:
         raise Fault(reason, f"{name} is not JSON", field=path)
 
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise Fault(reason, "a number is out of range", field=path)
+        return value
+
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
+        if _SURROGATE.search(raw):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise Fault(reason, "not JSON in UTF-8", field=path) from error
+    return value

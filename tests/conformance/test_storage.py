@@ -1,10 +1,11 @@
-"""The database's laws on SQLite: one writer at a time, rollback, private files, faults."""
+"""What the database does on every backend: one writer at a time, rollback, faults. SQLite's own files are in
+tests/foundation/test_sqlite.py."""
 
 from __future__ import annotations
 
 import asyncio
-import stat
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text, u
 from sqlalchemy.exc import IntegrityError
 
 from foundation.faults import Fault
-from foundation.fields import Fields
 from foundation.reasons import Reason
 from foundation.storage.database import Database
 from foundation.storage.settings import StorageSettings
@@ -21,13 +21,23 @@ tables = MetaData()
 counter = Table("counter", tables, Column("id", Integer, primary_key=True), Column("value", Integer, nullable=False))
 
 
-def settings_at(path: Path) -> StorageSettings:
-    return StorageSettings(url=f"sqlite+aiosqlite:///{path}")
+def sqlite(folder: Path) -> StorageSettings:
+    return StorageSettings(url=f"sqlite+aiosqlite:///{folder / 'test.db'}")
+
+
+BACKENDS = [pytest.param(sqlite, id="sqlite")]
+
+
+@pytest.fixture(params=BACKENDS)
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> StorageSettings:
+    """The settings of an empty database."""
+    settings: StorageSettings = request.param(tmp_path)
+    return settings
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    opened = await Database.open(settings_at(tmp_path / "state" / "test.db"))
+async def database(where: StorageSettings) -> AsyncIterator[Database]:
+    opened = await Database.open(where)
     async with opened.transaction() as connection:
         await connection.run_sync(tables.create_all)
         await connection.execute(insert(counter).values(id=1, value=0))
@@ -52,8 +62,8 @@ async def test_read_compare_write_loses_no_update(database: Database) -> None:
     assert await value(database) == 50
 
 
-async def test_two_databases_on_one_file_lose_no_update(database: Database, tmp_path: Path) -> None:
-    other = await Database.open(settings_at(tmp_path / "state" / "test.db"))
+async def test_two_processes_views_lose_no_update(database: Database, where: StorageSettings) -> None:
+    other = await Database.open(where)
     try:
         await asyncio.gather(*(raise_by_one(each) for _ in range(20) for each in (database, other)))
     finally:
@@ -112,9 +122,8 @@ async def test_a_drivers_failure_is_a_fault_without_parameters(database: Databas
     assert "hush" not in str(caught.value.__cause__) + caught.value.internal
 
 
-async def test_a_transaction_inside_another_is_refused_in_bounded_time(tmp_path: Path) -> None:
-    settings = StorageSettings(url=f"sqlite+aiosqlite:///{tmp_path / 'test.db'}", wait=0.01)
-    database = await Database.open(settings)
+async def test_a_transaction_inside_another_is_refused_in_bounded_time(where: StorageSettings) -> None:
+    database = await Database.open(replace(where, wait=0.01))
     try:
         async with database.transaction():
             with pytest.raises(Fault) as caught:
@@ -124,56 +133,7 @@ async def test_a_transaction_inside_another_is_refused_in_bounded_time(tmp_path:
     assert caught.value.reason is Reason.STORAGE_FAILED
 
 
-async def test_pragmas_are_on(database: Database) -> None:
-    async with database.reading() as connection:
-        found = [
-            (await connection.execute(text(f"PRAGMA {name}"))).scalar_one()
-            for name in ("journal_mode", "synchronous", "foreign_keys")
-        ]
-    assert found == ["wal", 2, 1]
-
-
-async def test_files_are_private(database: Database, tmp_path: Path) -> None:
-    await raise_by_one(database)
-    folder = tmp_path / "state"
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
-
-
-async def test_a_file_that_others_may_read_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "open.db"
-    path.touch(mode=0o644)
-    with pytest.raises(Fault) as caught:
-        await Database.open(settings_at(path))
-    assert caught.value.reason is Reason.FILE_MODE_UNSAFE
-
-
-async def test_what_is_no_database_is_a_fault(tmp_path: Path) -> None:
-    path = tmp_path / "text.db"
-    path.write_bytes(b"not a database" * 100)
-    path.chmod(0o600)
-    with pytest.raises(Fault) as caught:
-        await Database.open(settings_at(path))
-    assert caught.value.reason is Reason.STORAGE_FAILED
-
-
 async def test_migrating_twice_changes_nothing(database: Database) -> None:
     await database.migrate()
     await database.migrate()
     assert await value(database) == 0
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "mysql://h/d",
-        "sqlite:///x",
-        "nonsense",
-        "postgresql+asyncpg://user:secret@h/d",
-    ],
-)
-def test_urls_that_are_refused(url: str) -> None:
-    with pytest.raises(Fault) as caught:
-        StorageSettings.parse(Fields({"url": url}, "storage", Reason.SETTING_INVALID))
-    assert caught.value.field == "storage.url"
-    assert "secret" not in str(caught.value)

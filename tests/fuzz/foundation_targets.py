@@ -1,0 +1,105 @@
+"""Fuzz targets of foundation: whatever reads bytes from outside. What is accepted must also come back unchanged."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from foundation.audit.export import verify_export
+from foundation.audit.records import TreeHead
+from foundation.faults import Fault
+from foundation.fields import Fields, strict_json
+from foundation.identifiers import SpiffeId
+from foundation.reasons import Reason
+from foundation.trace import TraceContext
+from foundation.wire.enrolment import Begin, Challenge, Complete, Evidence, Issued, PcrSelection, Token
+
+_EXAMPLES: dict[str, Any] = {
+    "begin": Begin("enrol", "tpm", "n1", "t", b"ek", (b"c",), b"e", b"a", b"t"),
+    "challenge": Challenge(b"s" * 16, b"n" * 32, 60, b"b", b"e", PcrSelection("sha256", (0, 7)), b"k" * 32),
+    "complete": Complete(b"s" * 16, b"evidence", b"p" * 32),
+    "evidence": Evidence(b"c", b"s", b"q", b"s", (b"v",), b"log", b"csr"),
+    "issued": Issued("spiffe://fleet/node/n1", (b"leaf",), 2, 1, "hardware", 3),
+}
+
+
+def _json(raw: bytes) -> None:
+    value = strict_json(raw, "", Reason.MESSAGE_MALFORMED)
+    assert strict_json(json.dumps(value).encode(), "", Reason.MESSAGE_MALFORMED) == value
+
+
+def _fields(raw: bytes) -> None:
+    fields = Fields.from_json(raw, "", Reason.MESSAGE_MALFORMED, max_bytes=8192)
+    reads = (
+        lambda f: f.text("a"),
+        lambda f: f.flag("a"),
+        lambda f: f.integer("a"),
+        lambda f: f.duration("a"),
+        lambda f: f.size("a"),
+        lambda f: f.base64("a", max_bytes=100),
+        lambda f: f.texts("a"),
+        lambda f: f.integers("a", least=0, most=9, count=9),
+        lambda f: f.mapping("a"),
+        lambda f: f.section("a").finish(),
+        lambda f: f.each("a", lambda inner: inner.text("a")),
+        lambda f: f.finish(),
+    )
+    for read in reads:
+        try:
+            read(fields)
+        except Fault:
+            continue
+
+
+def _message(kind: type[Any], raw: bytes) -> None:
+    message = kind.parse(raw)
+    assert kind.parse(message.encode()) == message
+
+
+def _token(raw: bytes) -> None:
+    text = raw.decode("utf-8", "replace")
+    assert Token.parse(text).encode() == text
+
+
+def _spiffe_id(raw: bytes) -> None:
+    text = raw.decode("utf-8", "replace")
+    assert str(SpiffeId.parse(text)) == text
+
+
+def _trace(raw: bytes) -> None:
+    context = TraceContext.parse(raw.decode("latin-1"))
+    assert context is None or TraceContext.parse(context.header()) == context
+
+
+def _head(raw: bytes) -> None:
+    assert TreeHead.parse(raw).encode() == raw
+
+
+def _export(raw: bytes) -> None:
+    assert not verify_export(raw.splitlines(), Ed25519PublicKey.from_public_bytes(bytes(32))).ok
+
+
+TARGETS = {
+    "json": _json,
+    "fields": _fields,
+    **{name: partial(_message, type(example)) for name, example in _EXAMPLES.items()},
+    "token": _token,
+    "spiffe_id": _spiffe_id,
+    "traceparent": _trace,
+    "audit_head": _head,
+    "audit_export": _export,
+}
+_HEAD = TreeHead(0, "2026-11-23T00:00:00.000Z", bytes(32), bytes(64))
+SEEDS = {
+    "json": [b'{"a":[1,2.5,null,true,"\\u00e9"]}'],
+    "fields": [b'{"a":"1h"}', b'{"a":"4KiB"}', b'{"a":"AAE="}', b'{"a":[1]}', b'{"a":[{"a":"x"}]}', b'{"a":{"b":"c"}}'],
+    **{name: [example.encode()] for name, example in _EXAMPLES.items()},
+    "token": [Token(bytes(32), bytes(16), bytes(32)).encode().encode()],
+    "spiffe_id": [b"spiffe://fleet.example/node/n1"],
+    "traceparent": [b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"],
+    "audit_head": [_HEAD.encode()],
+    "audit_export": [b'{"consistency":null,"first":0,"head":' + json.dumps(_HEAD.to_json()).encode() + b"}\n{}\n"],
+}
