@@ -286,7 +286,8 @@ class Orchestrator:
         pair, root = KeyPair(folder / "server.pem", folder / "server.key"), (folder / "root.pem").read_bytes()
         self._contexts = {
             _CLIENTS_PROVEN: server_context(pair, client_roots=root),
-            _STRANGERS: server_context(pair, client_roots=None),
+            # Strangers know the root by its hash alone: they are shown it.
+            _STRANGERS: server_context(pair, client_roots=None, present=root),
         }
 
     async def _keep_certificate(self, parts: _AuthorityParts, base: _Base) -> None:
