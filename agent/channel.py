@@ -18,12 +18,12 @@ import ssl
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from agent.settings import Address
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.reasons import Reason
+from foundation.tls import client_context, spki_sha256
 from foundation.wire.enrolment import MAX_BEGIN_BYTES
 
 _MAX_PROBLEM_BYTES = 64 * 1024
@@ -52,11 +52,8 @@ def find_root(address: Address, root_sha256: bytes, timeout: float) -> bytes:
 
 
 def trusting(root: bytes) -> ssl.SSLContext:
-    """A client's context that trusts this root (DER) alone, speaks TLS 1.3 alone, and checks the server's name."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_verify_locations(cadata=root)
-    return context
+    """A client's context that trusts this root (DER) alone."""
+    return client_context(ssl.DER_cert_to_PEM_cert(root).encode())
 
 
 class Channel:
@@ -98,9 +95,7 @@ class Channel:
             self._http.close()
             raise _unreachable(self._address, error) from error
         sock: Any = self._http.sock
-        certificate = x509.load_der_x509_certificate(sock.getpeercert(binary_form=True))
-        spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        self.server_spki_sha256 = hashlib.sha256(spki).digest()
+        self.server_spki_sha256 = spki_sha256(x509.load_der_x509_certificate(sock.getpeercert(binary_form=True)))
 
 
 class Refusal(Fault):

@@ -248,6 +248,8 @@ def _certificate(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
+    if ca:
+        builder = builder.add_extension(x509.KeyUsage(*[False] * 5, True, True, False, False), critical=True)
     if san:
         builder = builder.add_extension(san, critical=not subject)
     return builder.sign(issuer_key, hashes.SHA256())
