@@ -33,8 +33,8 @@ class DecisionCache:
         return len(self._answers)
 
     @property
-    def bytes(self) -> int:
-        """What the entries take, by estimate."""
+    def size(self) -> int:
+        """What the entries take, in bytes, by estimate."""
         return self._bytes
 
     def get(self, key: bytes, now: float) -> Answer | None:

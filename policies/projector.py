@@ -1,12 +1,13 @@
 """The cache key of a query: canonical, type-preserving bytes of what policy can read of it.
 
 Laws held here:
-- two queries with one key have one projection: equal values of equal types; 1, 1.0 and true differ, missing is not null;
-- the key is taken from the query's fields, since making the document costs more than looking up an answer. What no field
-  is known for is taken from the document.
+- two queries with one key have one projection: equal values of equal types; 1, 1.0 and true differ, missing is not
+  null;
+- the key is taken from the query's fields, since making the document costs more than looking up an answer. What no
+  field is known for is taken from the document.
 
-Bytes are those of `marshal`, version 2: it tells all types apart, spells every value in one way (later versions do not),
-and refuses subclasses, for which there is no key and hence no cached answer.
+Bytes are those of `marshal`, version 2: it tells all types apart, spells every value in one way (later versions do
+not), and refuses subclasses, for which there is no key and hence no cached answer.
 """
 
 from __future__ import annotations
