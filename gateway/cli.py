@@ -16,7 +16,7 @@ from rich.console import Console
 
 from foundation.faults import Fault
 from foundation.files import make_private_folder, write_atomic
-from foundation.logs import configure_logs
+from foundation.logs import configure_logging
 from foundation.reasons import Reason
 from gateway.configuration import FILE_NAME, TEMPLATE, read_configuration
 
@@ -85,7 +85,7 @@ def serve_command(config: _Config = DEFAULT_CONFIG) -> None:
     from gateway.orchestrator import Orchestrator, Settings  # noqa: PLC0415  # `--help` needs none of it
 
     settings = Settings.parse(read_configuration(config))
-    configure_logs(settings.telemetry)
+    configure_logging(settings.telemetry.log_level)
 
     async def run() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -101,10 +101,10 @@ def serve_command(config: _Config = DEFAULT_CONFIG) -> None:
 
 def _first_fault(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     """What to tell of a group: the first fault in it, or the group itself."""
-    faults, _ = failures.split(Fault)
-    while isinstance(faults, BaseExceptionGroup):
-        faults = faults.exceptions[0]
-    return faults or failures
+    found: BaseException | None = failures.subgroup(Fault)
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found or failures
 
 
 def _starter() -> Path:

@@ -84,7 +84,7 @@ TEMPLATE = """\
 
 [sallyport]
 trust_domain = "{trust_domain}"
-# production: hardware TPMs and TPM-held keys alone, reference values required. `sallyport doctor` lists what is missing.
+# production: hardware TPMs and TPM-held keys alone, reference values required; `sallyport doctor` says what is missing
 profile = "development"
 state = "{state}"
 
