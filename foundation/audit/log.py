@@ -78,7 +78,9 @@ class MerkleAuditLog:
         return self._writer.head
 
     async def close(self) -> None:
-        """Commit what waits, write the signed head, release the log."""
+        """Commit what waits, write the signed head, release the log. A second call does nothing."""
+        if self._closed:
+            return
         self._closed = True
         if self._committer is not None:
             await self._committer

@@ -74,7 +74,7 @@ class DecisionLog:
             log.ids = DecisionIds(clock, after=await asyncio.to_thread(newest_id, settings.directory))
         except OSError as error:
             await log.close()
-            raise Fault(Reason.FILE_UNREADABLE, error.strerror or "", field=str(settings.directory)) from error
+            raise Fault(Reason.FILE_UNREADABLE, error.strerror or str(error), field=str(settings.directory)) from error
         return log
 
     def record(self, entry: DecisionEntry) -> None:

@@ -93,6 +93,7 @@ async def test_close_commits_what_waits_and_refuses_more(settings: AuditSettings
     waiting = asyncio.create_task(log.append(event(0)))
     await asyncio.sleep(0)
     await log.close()
+    await log.close()
     assert await waiting == 0
     with pytest.raises(Fault) as caught:
         await log.append(event(1))
