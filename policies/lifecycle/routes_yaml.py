@@ -157,8 +157,9 @@ def _addresses(item: Fields, ca_file: str) -> Iterator[Address]:
 
 
 def _is_dialable(host: str) -> bool:
-    """Whether `host` is a host name, an IPv4 address in its one spelling, or an IPv6 address in brackets."""
-    if not host.startswith("[") and not host.rpartition(".")[2].isdigit():
+    """Whether `host` is a host name, an IPv4 address in its one spelling, or an IPv6 address in brackets. A last label
+    that begins with a digit is no host name: resolvers read `127.1` and `0x7f000001` as addresses."""
+    if not host.startswith("[") and not host.rpartition(".")[2][:1].isdigit():
         return _HOST.fullmatch(host) is not None
     try:
         version = ipaddress.ip_address(host.strip("[]")).version

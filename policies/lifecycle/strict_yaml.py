@@ -19,8 +19,8 @@ from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.reasons import Reason
 
-MAX_BYTES = 2 << 20
-MAX_EVENTS = 400_000
+MAX_BYTES = 1 << 20
+MAX_EVENTS = 100_000  # some three seconds of parsing
 MAX_DEPTH = 16
 _WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}", re.ASCII)
 _WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
@@ -35,9 +35,9 @@ class Document:
     lines: dict[str, int]
 
     def fields(self) -> Fields:
-        """The top-level mapping under strict reading. Raises `Fault(POLICY_DATA_INVALID)`."""
+        """The top-level mapping under strict reading. Raises `Fault(POLICY_DATA_INVALID)`, to be `located`."""
         if not isinstance(self.value, dict):
-            raise Fault(Reason.POLICY_DATA_INVALID, "expected a mapping", field=f"{self.file}:1")
+            raise Fault(Reason.POLICY_DATA_INVALID, "expected a mapping")
         return Fields(self.value, "", Reason.POLICY_DATA_INVALID)
 
     def located(self, fault: Fault) -> Fault:
@@ -61,10 +61,10 @@ def parse_yaml(raw: bytes, file: str) -> Document:
         return _Builder(file, raw.decode("utf-8")).document()
     except UnicodeDecodeError as error:
         raise _fault(file, raw.count(b"\n", 0, error.start) + 1, "not UTF-8") from None
-    except pyyaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        detail = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
-        raise _fault(file, mark.line + 1 if mark else 1, str(detail)) from None
+    except pyyaml.reader.ReaderError as error:
+        raise _fault(file, raw.decode("utf-8").count("\n", 0, error.position) + 1, str(error.reason)) from None
+    except pyyaml.MarkedYAMLError as error:
+        raise _fault(file, error.problem_mark.line + 1 if error.problem_mark else 1, str(error.problem)) from None
 
 
 class _Builder:
