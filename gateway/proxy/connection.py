@@ -32,7 +32,7 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_exchange",
-        "_full",
+        "_full_until",
         "_held",
         "_late",
         "_lingering",
@@ -65,7 +65,7 @@ class ClientConnection(asyncio.Protocol):
         self._lingering = -1  # bytes that are still read behind the last answer; negative before it
         self._late: Reason | None = None  # what to answer when `due` comes; None: end in silence
         self._paused = False
-        self._full = False
+        self._full_until = NEVER  # the client must have read on by then
         self._refusing = False
         self._registered = False
         self.due = NEVER
@@ -94,7 +94,7 @@ class ClientConnection(asyncio.Protocol):
         elif self._refusing:
             self._hold(data)
         else:
-            self._held = self._held + data if self._held else data
+            self._hold(data)
             self._next()
 
     def eof_received(self) -> None:
@@ -111,14 +111,16 @@ class ClientConnection(asyncio.Protocol):
         self._siblings.discard(self)
 
     def pause_writing(self) -> None:
-        self._full = True
+        self._full_until = self.services.clock.monotonic() + self.services.settings.body_timeout
         if self._exchange is not None:
             self._exchange.client_full()
 
     def resume_writing(self) -> None:
-        self._full = False
+        self._full_until = NEVER
         if self._exchange is not None:
             self._exchange.client_drained()
+        elif self._held and not self._refusing and self._lingering < 0:
+            self._next()
 
     # --- from bytes to an exchange ----------------------------------------------------------------------
 
@@ -133,7 +135,9 @@ class ClientConnection(asyncio.Protocol):
         self._registered = True
 
     def _next(self) -> None:
-        """Begin the next request when its head is whole."""
+        """Begin the next request when its head is whole, and the client reads its answers."""
+        if self._full_until != NEVER:
+            return
         if self._skip is not None and not self._skipped(self._skip):
             return
         raw = self._held
@@ -168,8 +172,6 @@ class ClientConnection(asyncio.Protocol):
         exchange.begin()
 
     def _route(self, request: CanonicalRequest) -> Route:
-        if self.services.draining:
-            raise Fault(Reason.DRAINING)
         table = self.services.routes()
         if table is None:
             raise Fault(Reason.REVISION_MISSING)
@@ -192,7 +194,7 @@ class ClientConnection(asyncio.Protocol):
             head_only = head is not None and head.method == b"HEAD"
             self.write(refusal(told, decision.id, close=not keep, head_only=head_only))
             services.metrics.answered("", told.reason, told.reason.status, 0.0)
-            self.answered(keep=keep, skip=unread)
+            self.answered(keep=keep, unread=unread)
 
         entry = entry_of(decision, self.peer, method, target, None, services.clock.now())
         services.records.before(entry, answer)
@@ -206,9 +208,9 @@ class ClientConnection(asyncio.Protocol):
     def hand_over(self) -> None:
         """The exchange takes its body from now on: give it what is held, and read again."""
         held, self._held = self._held, b""
-        if held and self._exchange is not None:
-            self._held = self._exchange.client_sent(held)
         self.resume_reading()
+        if held and self._exchange is not None:
+            self._hold(self._exchange.client_sent(held))
 
     def pause_reading(self) -> None:
         if self._transport is not None and not self._paused:
@@ -224,24 +226,22 @@ class ClientConnection(asyncio.Protocol):
     def has_unread(self) -> bool:
         return bool(self._held)
 
-    @property
-    def is_full(self) -> bool:
-        """The client reads more slowly than the upstream writes."""
-        return self._full
-
     def can_skip(self, head: RequestHead, unread: Body | None) -> bool:
         """Whether the rest of a refused request can be read and dropped, so that the connection goes on."""
         if unread is None:
             return not head.upgrade
         return isinstance(unread, LengthBody) and head.length <= HELD_BYTES and not head.expects_continue
 
-    def answered(self, *, keep: bool, skip: Body | None = None) -> None:
-        """The exchange is over, its answer written whole. `skip` is what was not read of its body."""
+    def answered(self, *, keep: bool, unread: Body | None) -> None:
+        """The exchange is over, its answer written whole. `unread` is what was not read of its body."""
         self._exchange = None
         if not keep:
-            self._linger()
+            if unread is None and not self._held:
+                self.close()
+            else:
+                self._linger()
             return
-        self._skip = skip
+        self._skip = unread
         self._wait(self.services.settings.idle_timeout)
         self.resume_reading()
         if self._held:
@@ -250,6 +250,7 @@ class ClientConnection(asyncio.Protocol):
     def close(self) -> None:
         """End it once what was written has gone out."""
         self._exchange = None
+        self.due = NEVER
         if self._transport is not None:
             self._transport.close()
 
@@ -263,7 +264,9 @@ class ClientConnection(asyncio.Protocol):
     def sweep(self, now: float) -> None:
         """End what is late at `now` (monotonic seconds)."""
         exchange = self._exchange
-        if exchange is not None:
+        if self._full_until <= now:
+            self.abort(Reason.REQUEST_TIMEOUT)
+        elif exchange is not None:
             if exchange.due <= now:
                 exchange.timed_out()
         elif self.due <= now:

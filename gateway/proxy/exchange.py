@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ MAX_TRIES = 3
 VIA = b"via: 1.1 sallyport\r\n"
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 NEVER = float("inf")
+_LOG = logging.getLogger(__name__)
 
 
 class HttpExchange:
@@ -38,6 +40,7 @@ class HttpExchange:
 
     __slots__ = (
         "_begun",
+        "_blocked",
         "_body",
         "_chunked_answer",
         "_connection",
@@ -84,6 +87,7 @@ class HttpExchange:
         self._sent = False  # a byte of the request's body went upstream
         self._received = 0
         self._retried = False
+        self._blocked = False  # the upstream reads more slowly than the client writes
         self._tunnel = False
         self._chunked_answer = False
         self._status = 0
@@ -110,7 +114,11 @@ class HttpExchange:
 
     async def _ask(self) -> None:
         decider = self._services.decider
-        decision = await decider.decide(self._connection.peer, self._request, self._route, self._guard)
+        try:
+            decision = await decider.decide(self._connection.peer, self._request, self._route, self._guard)
+        except Exception:
+            _LOG.exception("a decision failed: it is a denial")
+            decision = decider.refuse(Reason.INTERNAL)
         self._waiting = None
         self._decided_at_generation = self._guard.generation  # nothing ran since the decider compared it
         self._record(decision)
@@ -221,7 +229,7 @@ class HttpExchange:
         if self._tunnel and upstream is not None:
             upstream.write(data)
             return b""
-        if self._head.upgrade:
+        if self._head.upgrade and self._permit is not None:
             self._refuse(Fault(Reason.UPGRADE_REFUSED, "bytes came before the upgrade was answered"))
             return b""
         if self._body.done or upstream is None:
@@ -249,9 +257,11 @@ class HttpExchange:
         return rest
 
     def upstream_full(self) -> None:
+        self._blocked = True
         self._connection.pause_reading()
 
     def upstream_drained(self) -> None:
+        self._blocked = False
         self._connection.resume_reading()
 
     # --- the answer --------------------------------------------------------------------------------------
@@ -346,7 +356,7 @@ class HttpExchange:
 
     def timed_out(self) -> None:
         """Its `due` has come: the one whose turn it was is late."""
-        late = Reason.UPSTREAM_TIMEOUT if self._body.done else Reason.REQUEST_TIMEOUT
+        late = Reason.UPSTREAM_TIMEOUT if self._body.done or self._blocked else Reason.REQUEST_TIMEOUT
         self._refuse(Fault(late))
 
     def _wait(self, seconds: float) -> None:
@@ -356,7 +366,7 @@ class HttpExchange:
         """The answer is whole. The upstream's connection has let go of this exchange already."""
         self._upstream = None
         self._end(self._reason())
-        self._connection.answered(keep=self._keep)
+        self._connection.answered(keep=self._keep, unread=None if self._body.done else self._body)
 
     def _refuse(self, fault: Fault) -> None:
         """Answer with `fault`, or end the connection where an answer has begun."""
@@ -373,7 +383,7 @@ class HttpExchange:
         keep = self._keep and skippable and not self._services.draining and not self._head.upgrade
         told = refusal(fault, decision.id if decision else "", close=not keep, head_only=self._head.method == b"HEAD")
         self._connection.write(told)
-        self._connection.answered(keep=keep, skip=unread)
+        self._connection.answered(keep=keep, unread=unread)
 
     def _reason(self) -> Reason:
         return self._decision.reasons[0] if self._decision is not None else Reason.INTERNAL

@@ -334,7 +334,7 @@ def _request_head(method: bytes, seen: _Seen) -> RequestHead:
     passed, control = headers.sort(seen.fields, Reason.REQUEST_AMBIGUOUS)
     authority = control.get(b"host", b"").lower()
     host = _HOST.fullmatch(authority)
-    if not host:
+    if not host or b".." in authority:
         raise Fault(Reason.REQUEST_AMBIGUOUS, "expected one Host with a name and, it may be, a port", field="host")
     length = _length(control, Reason.REQUEST_AMBIGUOUS)
     if length and method in _BODILESS:

@@ -130,8 +130,8 @@ class Listener:
                 ssl_shutdown_timeout=self._settings.linger_timeout,
             )
         except (OSError, TimeoutError) as error:
-            _LOG.info("a handshake failed: %s", error)
-            self._services.metrics.refused_connection(Reason.CLIENT_CERTIFICATE_REQUIRED)
+            _LOG.debug("a handshake failed: %s", error)
+            self._services.metrics.refused_connection(Reason.CLIENT_CERTIFICATE_INVALID)
             accepted.close()
         except asyncio.CancelledError:
             accepted.close()

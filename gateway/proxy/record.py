@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable
 from hashlib import blake2b
 
@@ -19,6 +20,7 @@ from policies.model import Decision, Denial, Query
 from policies.routes import Route, RouteClass
 
 Then = Callable[[Fault | None], None]
+_LOG = logging.getLogger(__name__)
 
 
 class Records:
@@ -42,9 +44,16 @@ class Records:
             try:
                 self._recorder.flush(entry)
             except Fault as fault:
-                then(fault)
+                _follow(then, fault)
             else:
-                then(None)
+                _follow(then, None)
+
+
+def _follow(then: Then, fault: Fault | None) -> None:
+    try:
+        then(fault)
+    except Exception:
+        _LOG.exception("what should follow a decision failed; the others of this turn go on")
 
 
 def entry_of(

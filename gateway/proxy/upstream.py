@@ -83,6 +83,7 @@ class UpstreamConnection(asyncio.Protocol):
     """One connection to an upstream. `request_done` is set by the exchange once it has written all of its request."""
 
     __slots__ = (
+        "_answering",
         "_body",
         "_held",
         "_informational",
@@ -116,6 +117,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._body: Body | None = None
         self._keep = False
         self._informational = 0
+        self._answering = False  # a byte of an answer came
         self.request_done = False
 
     # --- what the exchange calls ------------------------------------------------------------------
@@ -157,6 +159,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._pool.opened(self)
 
     def data_received(self, data: bytes) -> None:
+        self._answering = True
         if self._sink is None:
             self.abort()  # an upstream that speaks unasked is out of step
             return
@@ -248,7 +251,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._body is not None or self._tunnel:
             sink.broken(fault)
         else:
-            sink.failed(fault, again=self.used and not self._held and not self._informational)
+            sink.failed(fault, again=self.used and not self._answering)
 
 
 @dataclass(slots=True)
@@ -400,5 +403,5 @@ def _client_context(ca_file: str) -> ssl.SSLContext:
         return context
     try:
         return client_context(Path(ca_file).read_bytes())
-    except OSError as error:
-        raise Fault(Reason.FILE_UNREADABLE, field=ca_file) from error
+    except (OSError, Fault) as error:  # callers need not know our files
+        raise Fault(Reason.UPSTREAM_UNREACHABLE, internal=f"{ca_file}: {error}") from error

@@ -209,7 +209,7 @@ class DataPlane:
         """Wait for what the data plane does by itself."""
         async with asyncio.timeout(20):
             while not condition():
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0.001)  # the data plane tells nobody
 
     async def advance(self, seconds: float) -> None:
         """Move time on in steps of the sweep, letting everything that is due happen."""
