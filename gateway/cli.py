@@ -8,17 +8,24 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
+from foundation.client import ApiClient, path_of
+from foundation.connect import connected
 from foundation.faults import Fault
 from foundation.files import make_private_folder, write_atomic
 from foundation.logs import configure_logging
 from foundation.reasons import Reason
 from gateway.configuration import FILE_NAME, TEMPLATE, read_configuration
+from gateway.doctor import examine
+from policies.explain import Explanation
+from policies.present import explanation_view
 
 _Config = Annotated[Path, typer.Option("--config", help="The settings.", dir_okay=False)]
 DEFAULT_DIRECTORY = Path("/var/lib/sallyport")
@@ -26,6 +33,8 @@ DEFAULT_CONFIG = DEFAULT_DIRECTORY / FILE_NAME
 
 init = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 serve = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+explain = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+doctor = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 _out, _err = Console(highlight=False), Console(stderr=True, highlight=False)
 
 
@@ -97,6 +106,43 @@ def serve_command(config: _Config = DEFAULT_CONFIG) -> None:
         uvloop.run(run())
     except BaseExceptionGroup as failures:
         raise _first_fault(failures) from failures
+
+
+@explain.command()
+@connected
+def explain_command(
+    client: ApiClient,
+    decision: Annotated[str, typer.Argument(help="The decision's ID: in every refusal, and in x-sallyport-decision.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say why a request was allowed or denied: the rule, the facts, the grants that came near."""
+    document = client.get(path_of("v1", "decisions", decision))
+    if as_json:
+        _out.print_json(data=document)
+        return
+    _out.print(explanation_view(Explanation.from_json(document)), soft_wrap=True)
+
+
+@doctor.command()
+def doctor_command(
+    config: _Config = DEFAULT_CONFIG, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """Say what is wrong with this machine or configuration, and what to do. Exit code 1 when something is bad."""
+    from gateway.orchestrator import Settings  # noqa: PLC0415  # `--help` needs none of it
+
+    findings = examine(read_configuration(config), Settings.parse)
+    if as_json:
+        _out.print_json(data=[asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            colour = {"good": "green", "warning": "yellow", "bad": "red"}[finding.grade]
+            _out.print(
+                Text.assemble((f"{finding.grade:>8}", colour), f"  {finding.check}: {finding.detail}"), soft_wrap=True
+            )
+            if finding.remedy:
+                _out.print(Text(f"          → {finding.remedy}"), soft_wrap=True)
+    if any(finding.grade == "bad" for finding in findings):
+        raise typer.Exit(1)
 
 
 def _first_fault(failures: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -61,6 +61,14 @@ class Explanation:
         """As plain JSON values; reasons as codes."""
         return asdict(self) | {"reasons": [reason.code for reason in self.reasons]}
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Explanation:
+        """What `to_json` gave. Raises `KeyError`, `TypeError` or `ValueError` when it is not one."""
+        near = tuple(NearMiss(**(miss | {"lacks": tuple(miss["lacks"])})) for miss in document["near_misses"])
+        reasons = tuple(Reason.from_code(code) for code in document["reasons"])
+        texts = {name: tuple(document[name]) for name in ("sentences", "remedies")}
+        return cls(**{**document, **texts, "reasons": reasons, "near_misses": near})
+
 
 def explanation(record: Mapping[str, Any], document: Mapping[str, Any] | None = None) -> Explanation:
     """The explanation of the decision `record` (a line of the decision log: `id`, `at`, `allow`, `reasons`, `identity`,

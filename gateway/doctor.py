@@ -1,0 +1,139 @@
+"""What is wrong with this machine or configuration, and what to do. Each check is a function that yields findings."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+
+from foundation.faults import Fault
+from gateway.configuration import Configuration, SystemSettings
+
+LOW_DISK_BYTES = 1 << 30
+SOON = datetime.timedelta(days=30)
+_SECRETS = (
+    "issuing.key",
+    "issuing.passphrase",
+    "root.key",
+    "root.passphrase",
+    "policy.key",
+    "server.key",
+    "operator.key",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `grade` is `good`, `warning` or `bad`."""
+
+    check: str
+    grade: str
+    detail: str
+    remedy: str = ""
+
+
+Check = Callable[[Configuration], Iterator[Finding]]
+
+
+def examine(configuration: Configuration, parse: Callable[[Configuration], object]) -> list[Finding]:
+    """Every finding. `parse` judges the settings of all parts and raises `Fault`."""
+    try:
+        parse(configuration)
+    except Fault as fault:
+        return [Finding("settings", "bad", str(fault), fault.reason.remedy)]
+    findings = [Finding("settings", "good", str(configuration.path))]
+    for check in (_programs, _secrets, _certificates, _makers, _production, _disk):
+        findings += check(configuration)
+    return findings
+
+
+def _folder(configuration: Configuration) -> Path:
+    return Path(configuration.section("authority").text("folder", "/var/lib/sallyport/authority"))
+
+
+def _programs(_: Configuration) -> Iterator[Finding]:
+    opa = shutil.which("opa")
+    if opa:
+        yield Finding("opa", "good", opa)
+    else:
+        yield Finding("opa", "bad", "not on PATH", "install it: policy is compiled by it when a revision is built")
+
+
+def _secrets(configuration: Configuration) -> Iterator[Finding]:
+    folder = _folder(configuration)
+    for name in _SECRETS:
+        path = folder / name
+        if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
+            yield Finding("secrets", "bad", f"others may read {path}", f"chmod 600 {path}")
+    for name in ("root.key", "policy.key"):
+        if (folder / name).exists():
+            remedy = "keep it on a machine that serves nothing" if name == "policy.key" else "take it offline"
+            yield Finding("secrets", "warning", f"{folder / name} is on this machine", remedy)
+    if not os.access(folder / "issuing.key", os.R_OK):
+        yield Finding(
+            "secrets", "bad", f"{folder / 'issuing.key'} cannot be read", "run `sallyport init`, or as its user"
+        )
+
+
+def _certificates(configuration: Configuration) -> Iterator[Finding]:
+    folder = _folder(configuration)
+    remedies = {
+        "root": "make a new root and enrol the fleet anew",
+        "issuing": "renew the issuing CA by the root's key",
+        "server": "start `sallyport serve`: it renews its own",
+        "operator": "`sallyport serve` runs? then ask another operator, or use the Unix socket as root",
+    }
+    for name, remedy in remedies.items():
+        path = folder / f"{name}.pem"
+        if not path.exists():
+            continue
+        end = x509.load_pem_x509_certificates(path.read_bytes())[0].not_valid_after_utc
+        left = end - datetime.datetime.now(datetime.UTC)
+        lasting = name in {"root", "issuing"}
+        grade = "bad" if left < datetime.timedelta(0) else "warning" if lasting and left < SOON else "good"
+        yield Finding(
+            "certificates", grade, f"{name} until {end:%Y-%m-%d %H:%M} UTC", "" if grade == "good" else remedy
+        )
+
+
+def _makers(configuration: Configuration) -> Iterator[Finding]:
+    section = configuration.section("enrolment")
+    found = 0
+    for name in ("roots", "virtual_roots"):
+        folder = Path(section.text(name, "")) if section.has(name) else None
+        count = len(list(folder.glob("*.pem"))) if folder is not None and folder.is_dir() else 0
+        found += count
+        yield Finding("makers", "good", f"{count} pinned in {name}")
+    if not found:
+        yield Finding(
+            "makers", "bad", "no TPM maker's root is pinned: no TPM can enrol", "put PEM files into the folder `roots`"
+        )
+
+
+def _production(configuration: Configuration) -> Iterator[Finding]:
+    """What the production profile forces, whether it is on or not."""
+    settings, section = SystemSettings.parse(configuration.section("sallyport")), configuration.section("enrolment")
+    lacks = {
+        "profile is not `production`": not settings.is_production,
+        "virtual TPMs may enrol": "virtual" in section.texts("classes", ("hardware",)),
+        "some may enrol without a TPM": bool(section.texts("without_tpm", ())),
+        "there are no reference values": not section.has("reference_values"),
+    }
+    for lack, holds in lacks.items():
+        if holds:
+            yield Finding("production", "warning", lack, "change it before real nodes enrol")
+
+
+def _disk(configuration: Configuration) -> Iterator[Finding]:
+    state = SystemSettings.parse(configuration.section("sallyport")).state
+    free = shutil.disk_usage(state if state.exists() else "/").free
+    grade = "good" if free > LOW_DISK_BYTES else "bad"
+    yield Finding(
+        "disk", grade, f"{free >> 20} MiB free at {state}", "" if grade == "good" else "free some: logs refuse"
+    )
