@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from cryptography import x509
 
-from foundation.faults import Fault
 from foundation.identity import AttestationClass, State, Verdict
-from foundation.reasons import Reason
-from foundation.wire.enrolment import Challenge, Issued
-from pki.entries import Expected
 from tests.support.installation import installation
-from tests.support.node import HERE, caller_of, node_id, software_node, tpm_node
+from tests.support.node import node_id, tpm_node
 from tests.support.swtpm import EmulatedTpm, TpmMaker, maker, swtpm
 
 __all__ = ["maker", "swtpm"]
