@@ -160,13 +160,13 @@ def _ca_builder(
         .not_valid_before(_instant(now - BACKDATED_SECONDS))
         .not_valid_after(_instant(now + lifetime))
         .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), True)
-        .add_extension(_CA_USAGE, True)
+        .add_extension(CA_USAGE, True)
         .add_extension(x509.SubjectKeyIdentifier(identifier), False)
         .add_extension(x509.AuthorityKeyIdentifier(above_identifier, None, None), False)
     )
 
 
-_CA_USAGE = x509.KeyUsage(
+CA_USAGE = x509.KeyUsage(
     digital_signature=False,
     content_commitment=False,
     key_encipherment=False,
