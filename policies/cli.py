@@ -15,7 +15,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from foundation.api import OCTETS
+from foundation.client import ApiClient
 from foundation.clock import SystemClock
+from foundation.connect import connected
 from foundation.faults import Fault, problem
 from foundation.files import write_atomic
 from foundation.identity import AttestationClass
@@ -103,6 +106,22 @@ def build_revision(
         _write(out, archive)
         document = {"number": number, "digest": revision.digest, "archive": str(out), "bytes": len(archive)}
         _show(as_json, lambda: document, lambda: _out.print(f"revision {number}  {revision.digest}\n{out}"))
+
+
+@app.command("publish")
+@connected
+def publish_revision(
+    client: ApiClient,
+    archive: Annotated[Path, typer.Argument(help="A signed archive.", dir_okay=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Hand a signed revision to the authority: every gateway verifies it and enforces it."""
+    with _telling(as_json):
+        published = client.send("POST", "/v1/policy/revisions", _bounded(archive, MAX_ARCHIVE_BYTES), OCTETS)
+        if as_json:
+            _print_json(json.loads(published))
+            return
+        _out.print(Text.assemble(("published", "green"), f"  revision {json.loads(published)['revision']}"))
 
 
 @app.command("show")
