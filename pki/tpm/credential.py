@@ -6,13 +6,14 @@ the randomness; only the padding of OAEP is drawn by the RSA implementation itse
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from typing import NamedTuple
 
 from cryptography.hazmat.decrepit.ciphers.modes import CFB
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
+from cryptography.hazmat.primitives.kdf.kbkdf import KBKDFHMAC, CounterLocation, Mode
 
 from pki.tpm.algorithms import Curve, Hash
 from pki.tpm.public import EccKey, Public
@@ -46,11 +47,11 @@ def make_credential(ek: Public, ak_name: bytes, secret: bytes, entropy: bytes) -
 
 def _protect(ek: Public, seed: bytes, name: bytes, secret: bytes) -> bytes:
     """Encrypt, then authenticate together with the Name (Part 1 §24.4, §24.5)."""
-    key = kdf_a(ek.name_hash, seed, b"STORAGE", name, b"", ek.aes_bits)
+    key = kdf_a(ek.name_hash, seed, b"STORAGE", name, ek.aes_bits)
     # The initialisation vector is zero by the specification: the key is used once.
     encryptor = Cipher(algorithms.AES(key), CFB(bytes(16))).encryptor()
     identity = encryptor.update(sized(secret)) + encryptor.finalize()
-    mac_key = kdf_a(ek.name_hash, seed, b"INTEGRITY", b"", b"", ek.name_hash.size * 8)
+    mac_key = kdf_a(ek.name_hash, seed, b"INTEGRITY", b"", ek.name_hash.size * 8)
     mac = hmac.digest(mac_key, identity + name, ek.name_hash.name)
     return sized(sized(mac) + identity)
 
@@ -83,17 +84,13 @@ def _share_by_ecdh(
     return seed, sized(x) + sized(y)
 
 
-def kdf_a(digest: Hash, key: bytes, label: bytes, context_u: bytes, context_v: bytes, bits: int) -> bytes:
-    """KDFa (Part 1 §11.4.10.2): NIST SP 800-108 in counter mode over HMAC. `bits` is a multiple of 8."""
-    fixed = label + b"\x00" + context_u + context_v + bits.to_bytes(4, "big")
-    blocks = range(1, -(-bits // (digest.size * 8)) + 1)
-    stream = b"".join(hmac.digest(key, counter.to_bytes(4, "big") + fixed, digest.name) for counter in blocks)
-    return stream[: bits // 8]
+def kdf_a(digest: Hash, key: bytes, label: bytes, context: bytes, bits: int) -> bytes:
+    """KDFa (Part 1 §11.4.10.2): NIST SP 800-108 in counter mode over HMAC. `context` is both parties' joined."""
+    algorithm, octets = digest.primitive, bits // 8
+    before = CounterLocation.BeforeFixed
+    return KBKDFHMAC(algorithm, Mode.CounterMode, octets, 4, 4, before, label, context, None).derive(key)
 
 
 def kdf_e(digest: Hash, shared: bytes, use: bytes, party_u: bytes, party_v: bytes, bits: int) -> bytes:
-    """KDFe (Part 1 §11.4.10.3): NIST SP 800-56A's concatenation. `bits` is a multiple of 8."""
-    fixed = shared + use + b"\x00" + party_u + party_v
-    blocks = range(1, -(-bits // (digest.size * 8)) + 1)
-    stream = b"".join(hashlib.new(digest.name, counter.to_bytes(4, "big") + fixed).digest() for counter in blocks)
-    return stream[: bits // 8]
+    """KDFe (Part 1 §11.4.10.3): NIST SP 800-56A's concatenation. `use` ends with a zero octet."""
+    return ConcatKDFHash(digest.primitive, bits // 8, use + b"\x00" + party_u + party_v).derive(shared)

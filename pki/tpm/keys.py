@@ -82,11 +82,6 @@ def qualified_name(primary: Public, hierarchy: Hierarchy) -> bytes:
     return primary.name_hash.number.to_bytes(2, "big") + digest
 
 
-def tls_spki(key: Public) -> bytes:
-    """The key's DER SubjectPublicKeyInfo, as its certificate request and certificate have it."""
-    return key.spki
-
-
 def _check_attributes(key: Public, demands: tuple[tuple[Attribute, bool, str], ...], reason: Reason, path: str) -> None:
     for attribute, wanted, detail in demands:
         if bool(key.attributes & attribute) is not wanted:
