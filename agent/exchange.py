@@ -30,6 +30,7 @@ Report = Callable[[str], None]
 _DELIVERIES = 4
 _FIRST_PAUSE_SECONDS = 0.5
 _SERVER_FAILED = 500
+_LATER = (429, 503)  # rate limited, overloaded, not reached: the same message may succeed
 
 
 def propose(channel: Channel, prover: Prover, purpose: str, node: str, token: str, report: Report) -> bytes:
@@ -52,21 +53,25 @@ def propose(channel: Channel, prover: Prover, purpose: str, node: str, token: st
 
 
 async def deliver(channel: Channel, pending: Pending, store: NodeStore, clock: Clock) -> Identity:
-    """Send what is pending until it is answered, and keep what was issued. A refusal ends it and is raised; silence
-    leaves it pending and raises `Fault(SERVER_UNREACHABLE)`."""
+    """Send what is pending until it is answered, and keep what was issued. A refusal ends it and is raised; where there
+    is no answer, or one for later, it stays pending and the last fault is raised."""
     pause = _FIRST_PAUSE_SECONDS
-    for delivery in range(_DELIVERIES):
+    for delivery in range(1, _DELIVERIES + 1):
         try:
             answer = await asyncio.to_thread(channel.post, f"/v1/{pending.purpose}/complete", pending.message)
             break
         except Fault as fault:
-            if fault.reason.status < _SERVER_FAILED:
+            if fault.reason.status < _SERVER_FAILED and fault.reason.status not in _LATER:
                 store.drop_pending()
-            if fault.reason is not Reason.SERVER_UNREACHABLE or delivery == _DELIVERIES - 1:
+            if fault.reason.status not in _LATER or delivery == _DELIVERIES:
                 raise
         await clock.sleep(pause)
         pause *= 2
-    identity = Identity(accept(Issued.parse(answer), pending.spki, pending.root), pending.key)
+    try:
+        identity = Identity(accept(Issued.parse(answer), pending.spki, pending.root), pending.key)
+    except Fault:
+        store.drop_pending()  # an answer that is of no use now is of no use later
+        raise
     store.save(identity)
     return identity
 

@@ -54,7 +54,7 @@ def _propose(settings: AgentSettings, identity: Identity, tpm: Tpm | None, chann
     report("making a new key")
     prover = new_prover(settings, tpm)
     message = propose(channel, prover, "renew", SpiffeId.parse(identity.issued.spiffe_id).name, "", report)
-    return Pending("renew", str(_address(settings)), identity.root, message, prover.key_file(), prover.key.spki)
+    return Pending("renew", identity.root, message, prover.key_file(), prover.key.spki)
 
 
 def _address(settings: AgentSettings) -> Address:

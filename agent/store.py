@@ -54,11 +54,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A second message that was, or is about to be, sent. `authority` is where to, `host:port`; `root` is the pinned
-    root's DER; `spki` is the key's DER SubjectPublicKeyInfo."""
+    """A second message that was, or is about to be, sent. `root` is the pinned root's DER, `spki` the key's DER
+    SubjectPublicKeyInfo."""
 
     purpose: str
-    authority: str
     root: bytes
     message: bytes
     key: KeyFile
@@ -95,7 +94,6 @@ class NodeStore:
         fields = _read(self._pending)
         pending = Pending(
             purpose=fields.one_of("purpose", PURPOSES),
-            authority=fields.text("authority"),
             root=fields.base64("root", max_bytes=_MAX_KEY_BYTES),
             message=fields.base64("message", max_bytes=MAX_COMPLETE_BYTES),
             key=_key(fields),
@@ -109,7 +107,6 @@ class NodeStore:
             self._pending,
             {
                 "purpose": pending.purpose,
-                "authority": pending.authority,
                 "root": _b64(pending.root),
                 "message": _b64(pending.message),
                 "spki": _b64(pending.spki),

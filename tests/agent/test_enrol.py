@@ -204,6 +204,33 @@ async def test_a_certificate_for_another_key_is_not_kept(
         settings = settings_for(tmp_path, address, swtpm)
         await _refused(settings, authority, Reason.SERVER_UNTRUSTED)
     assert not (settings.directory / "identity.json").exists()
+    assert NodeStore(settings.directory).pending() is None
+
+
+async def test_told_to_come_later_the_message_stays(tmp_path: Path, authority: SmallAuthority) -> None:
+    with authority.serving() as address:
+        settings = settings_for(tmp_path, address, None)
+        store = NodeStore(settings.directory)
+        authority.refuse_complete = Reason.ENROLMENT_RATE_LIMITED
+        await _refused(settings, authority, Reason.ENROLMENT_RATE_LIMITED)
+        assert store.pending() is not None
+        authority.refuse_complete = None
+        await enrol(settings, authority.token, store, EagerClock(), quiet)
+    assert [path for path, _ in authority.requests].count("/v1/enrol/begin") == 1
+
+
+async def test_a_token_of_another_authority_begins_there(tmp_path: Path, authority: SmallAuthority) -> None:
+    authority.lose_answers = 100
+    with authority.serving() as address:
+        settings = settings_for(tmp_path, address, None)
+        await _refused(settings, authority, Reason.SERVER_UNREACHABLE)
+    other = SmallAuthority(tmp_path)
+    with other.serving() as address:
+        settings = settings_for(tmp_path, address, None)
+        store = NodeStore(settings.directory)
+        identity = await enrol(settings, other.token, store, EagerClock(), quiet)
+    assert identity.root == other.root.public_bytes(Encoding.DER)
+    assert store.pending() is None
 
 
 async def test_a_bank_that_is_not_active_is_named(tmp_path: Path, authority: SmallAuthority) -> None:

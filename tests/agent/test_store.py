@@ -17,7 +17,7 @@ from foundation.wire.enrolment import Issued
 
 _KEY = KeyFile("software", b"-----BEGIN PRIVATE KEY-----\n")
 _IDENTITY = Identity(Issued("spiffe://test/node/a", (b"leaf", b"root"), 2, 1, "none", 2), _KEY)
-_PENDING = Pending("enrol", "127.0.0.1:1", b"root", b"message", _KEY, b"spki")
+_PENDING = Pending("enrol", b"root", b"message", _KEY, b"spki")
 
 
 @pytest.fixture

@@ -89,5 +89,22 @@ async def test_a_second_message_repeated_after_the_answer_gets_the_same_certific
     assert store.pending() is None
 
 
+async def test_a_renewal_whose_answer_was_lost_gets_the_same_certificate(
+    tmp_path: Path, swtpm: EmulatedTpm, maker: TpmMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with installation(tmp_path / "site", virtual=(maker.root,)) as site:
+        settings, store = await enrolled(site, tmp_path, swtpm)
+        async with site.serving() as address:
+            settings = replace(settings, renewal=address)
+            with monkeypatch.context() as patched:
+                patched.setattr(NodeStore, "save", _crash)
+                with pytest.raises(KeyboardInterrupt):
+                    await renew(settings, store, EagerClock(), quiet)
+            entry = await site.authority.inventory.get(site.id("edge-1"))
+            identity = await renew(settings, store, EagerClock(), quiet)
+    leaf = x509.load_der_x509_certificate(identity.issued.chain[0])
+    assert entry.current_serial == format(leaf.serial_number, "x")
+
+
 def _crash(*_: object) -> None:
     raise KeyboardInterrupt

@@ -61,6 +61,7 @@ class SmallAuthority:
     claimed_spki: bytes = b""
     issue_for_other_key: bool = False
     refuse: Reason | None = None
+    refuse_complete: Reason | None = None
     pcrs: PcrSelection = field(default_factory=lambda: PcrSelection("sha256", tuple(range(8))))
     requests: list[tuple[str, bytes]] = field(default_factory=list)
     evidence: list[Evidence] = field(default_factory=list)
@@ -123,6 +124,8 @@ class SmallAuthority:
         return Challenge(session, self.sessions[session].nonce, 60, blob, encrypted, self.pcrs, claimed).encode()
 
     def _complete(self, purpose: str, raw: bytes) -> bytes:
+        if self.refuse_complete:
+            raise Fault(self.refuse_complete)
         digest = hashlib.sha256(raw).digest()
         if digest not in self.results:
             complete = Complete.parse(raw)
