@@ -12,7 +12,7 @@ import data.sallyport.requirements
 # entrypoint: true
 explain := {
 	"decision": decision,
-	"failed": [fact | some [_, code] in sort(unmet); some fact in facts[code]; not fact.found in fact.needs],
+	"failed": [fact | some [_, code] in sort(unmet); some fact in sort(facts[code]); not fact.found in fact.needs],
 	"denies": sort(matching_denies),
 	"near_misses": array.slice([miss | some [_, _, miss] in sort(misses)], 0, 5),
 	"roles_that_may": sort(roles_that_may),
