@@ -1,0 +1,207 @@
+"""The feed: what a follower misses it is sent, what happens it is told, and who was restored begins anew."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from foundation.faults import Fault
+from foundation.identity import (
+    Change,
+    Heartbeat,
+    IdentityChanged,
+    PolicyPublished,
+    PostureChanged,
+    Revocation,
+    SnapshotNumbers,
+    State,
+    Verdict,
+)
+from foundation.reasons import Reason
+from gateway.snapshot import SnapshotStore
+from pki import feed as feed_module
+from pki.authority import Authority
+from pki.feed import HEARTBEAT_SECONDS, LIFTED_SERIAL, POLL_SECONDS
+from pki.inventory import Description
+from pki.revocation import RevocationReason
+from tests.fakes.audit import MemoryAuditLog
+from tests.support.site import ACTOR, Site, attested, open_site
+
+WHY = RevocationReason.KEY_COMPROMISE
+
+
+async def until_heartbeat(changes: AsyncIterator[Change]) -> list[Change]:
+    """Everything up to the next heartbeat, which is last."""
+    found = []
+    async for change in changes:
+        found.append(change)
+        if isinstance(change, Heartbeat):
+            break
+    return found
+
+
+async def catch_up(site: Site, since: SnapshotNumbers | None = None) -> list[Change]:
+    async with site.authority.feed.follow(since) as changes:
+        return await until_heartbeat(changes)
+
+
+async def test_who_knows_nothing_gets_the_whole_state(site: Site) -> None:
+    node, other = await site.expect("a"), await site.expect("b")
+    issued = await site.issue(node)
+    await site.authority.revocations.revoke_identity(other, WHY, ACTOR)
+    await site.authority.publish_policy(3, b"bundle", ACTOR)
+    changes = await catch_up(site)
+
+    records = {change.record.id: change.record for change in changes if isinstance(change, IdentityChanged)}
+    assert (records[node].state, records[other].state) == (State.ACTIVE, State.REVOKED)
+    assert [change.id for change in changes if isinstance(change, Revocation)] == [other]
+    (posture,) = [change for change in changes if isinstance(change, PostureChanged)]
+    assert (posture.id, posture.attested_until) == (node, issued.attested_until)
+    assert PolicyPublished(3, b"bundle") in changes
+    assert changes[-1] == Heartbeat(site.clock.now(), await site.authority.feed.numbers())
+
+
+async def test_who_has_been_here_gets_what_it_missed(site: Site) -> None:
+    node, other = await site.expect("a"), await site.expect("b")
+    since = await site.authority.feed.numbers()
+    await site.authority.inventory.describe(other, Description(site="s"), ACTOR)
+    await site.authority.inventory.describe(other, Description(site="t"), ACTOR)
+    changes = await catch_up(site, since)
+    assert [change.record.site for change in changes if isinstance(change, IdentityChanged)] == ["t"]
+    assert node not in [change.record.id for change in changes if isinstance(change, IdentityChanged)]
+
+
+async def test_commits_are_told_as_they_happen(site: Site) -> None:
+    node = await site.expect()
+    async with site.authority.feed.follow(None) as changes:
+        await until_heartbeat(changes)
+        await site.authority.revocations.revoke_identity(node, WHY, ACTOR)
+        revoked = await anext(changes)
+        assert isinstance(revoked, Revocation)
+        assert revoked.id == node
+        changed = await anext(changes)
+        assert isinstance(changed, IdentityChanged)
+        await site.authority.publish_policy(1, b"x", ACTOR)
+        assert await anext(changes) == PolicyPublished(1, b"x")
+
+
+async def test_a_moved_deadline_is_told_under_the_old_number(site: Site) -> None:
+    node = await site.expect()
+    await site.authority.inventory.record_attestation(node, attested(site.clock, node.name), ACTOR)
+    async with site.authority.feed.follow(None) as changes:
+        await until_heartbeat(changes)
+        number = (await site.authority.feed.numbers()).postures
+        await site.authority.inventory.record_attestation(node, attested(site.clock, node.name), ACTOR)
+        moved = await anext(changes)
+        assert isinstance(moved, PostureChanged)
+        assert (moved.number, moved.posture.verdict) == (number, Verdict.PASSED)
+
+
+async def test_heartbeats_come_by_the_clock(site: Site) -> None:
+    async with site.authority.feed.follow(None) as changes:
+        await until_heartbeat(changes)
+        following = asyncio.ensure_future(anext(changes))
+        while not following.done():
+            await asyncio.sleep(0)
+            site.clock.advance(POLL_SECONDS)
+        assert isinstance(following.result(), Heartbeat)
+        assert HEARTBEAT_SECONDS <= 5
+
+
+async def test_another_process_is_heard_by_looking(site: Site) -> None:
+    node = await site.expect()
+    other = await Authority.open(site.settings, site.database, MemoryAuditLog(), site.clock)
+    async with site.authority.feed.follow(None) as changes:
+        await until_heartbeat(changes)
+        following = asyncio.ensure_future(anext(changes))
+        await other.revocations.revoke_identity(node, WHY, ACTOR)
+        while not following.done():
+            await asyncio.sleep(0)
+            site.clock.advance(POLL_SECONDS / 10)
+        assert isinstance(following.result(), Revocation)
+
+
+@pytest.mark.parametrize("page", [1, 2, 500])
+async def test_pages_of_any_size_end_in_the_same_state(site: Site, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
+    monkeypatch.setattr(feed_module, "PAGE", page)
+    nodes = [await site.expect(f"n{i}") for i in range(5)]
+    for node in nodes:
+        await site.issue(node)
+    await site.authority.revocations.revoke_identity(nodes[2], WHY, ACTOR)
+    await site.authority.revocations.revoke_identity(nodes[4], WHY, ACTOR)
+    store = SnapshotStore()
+    for change in await catch_up(site):
+        store.apply(change)
+    assert set(store.current.postures) == set(nodes)
+    assert set(store.current.revoked_identities) == {nodes[2], nodes[4]}
+    assert store.current.numbers == await site.authority.feed.numbers()
+
+
+async def test_a_lifted_revocation_keeps_its_number_and_hurts_nobody(site: Site) -> None:
+    node = await site.expect()
+    since = await site.authority.feed.numbers()
+    await site.authority.revocations.revoke_identity(node, WHY, ACTOR)
+    await site.authority.revocations.admit(node, ACTOR)
+    await site.issue(node)
+    for begun in (None, since):
+        store = SnapshotStore()
+        for change in await catch_up(site, begun):
+            store.apply(change)
+        assert node not in store.current.revoked_identities
+        assert store.current.revocations_number == 1
+        assert LIFTED_SERIAL in store.current.revoked_serials
+
+
+async def test_a_gateway_that_watched_ends_where_one_that_slept_does(site: Site) -> None:
+    node = await site.expect()
+    watching, slept = SnapshotStore(), SnapshotStore()
+    acts = [
+        lambda: site.issue(node),
+        lambda: site.authority.revocations.revoke_identity(node, WHY, ACTOR),
+        lambda: site.authority.revocations.admit(node, ACTOR),
+        lambda: site.issue(node),
+        lambda: site.authority.inventory.latch_failure(node, Reason.QUOTE_DIGEST, ACTOR),
+    ]
+    since: SnapshotNumbers | None = None
+    for act in acts:
+        await act()
+        for change in await catch_up(site, since):
+            watching.apply(change)
+        since = watching.current.numbers
+    for change in await catch_up(site):
+        slept.apply(change)
+    assert watching.current.inventory == slept.current.inventory
+    assert watching.current.postures == slept.current.postures
+    assert watching.current.revoked_identities == slept.current.revoked_identities
+    assert watching.current.numbers == slept.current.numbers
+
+
+async def test_who_is_ahead_of_us_begins_anew(site: Site) -> None:
+    node = await site.expect()
+    ahead = SnapshotNumbers(0, 99, 0, 0)
+    assert node in [change.record.id for change in await catch_up(site, ahead) if isinstance(change, IdentityChanged)]
+
+
+async def test_restoring_a_backup_repeats_no_number(tmp_path: Path) -> None:
+    async with open_site(tmp_path) as site:
+        node = await site.expect()
+        token = await site.authority.tokens.mint(node, 600, ACTOR)
+        store = SnapshotStore()
+        for change in await catch_up(site):
+            store.apply(change)
+        # The gateway saw what the backup does not hold: a change of the node under the next numbers.
+        before = store.current.numbers
+        await site.authority.raise_numbers(ACTOR)
+        after = await site.authority.feed.numbers()
+        assert min(after[1:]) > max(before) + 1_000_000
+        changes = await catch_up(site, before)
+        (record,) = [c.record for c in changes if isinstance(c, IdentityChanged) and c.record.id == node]
+        assert record.epoch > store.current.inventory[node].epoch + 1_000_000
+        with pytest.raises(Fault) as caught:
+            await site.authority.tokens.check(token)
+        assert caught.value.reason is Reason.TOKEN_USED
+        await site.issue(node)
+        assert (await site.authority.inventory.get(node)).inventory_number > after.inventory
