@@ -30,6 +30,7 @@ from policies.present import explanation_view
 _Config = Annotated[Path, typer.Option("--config", help="The settings.", dir_okay=False)]
 DEFAULT_DIRECTORY = Path("/var/lib/sallyport")
 DEFAULT_CONFIG = DEFAULT_DIRECTORY / FILE_NAME
+STARTER_CONTROL_PLANE = "http://127.0.0.1:2379"  # as in policies/starter/routes.yaml
 
 init = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 serve = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -44,6 +45,7 @@ def init_command(
     directory: Annotated[Path, typer.Option(help="Where everything is kept.")] = DEFAULT_DIRECTORY,
     host: Annotated[str, typer.Option(help="The address that the listeners listen on.")] = "0.0.0.0",  # noqa: S104
     server_name: Annotated[list[str] | None, typer.Option(help="A name or address that clients reach us by.")] = None,
+    control_plane: Annotated[str, typer.Option(help="What the gateway protects, as http://host:port.")] = "",
     gateway_port: Annotated[int, typer.Option(help="The gateway.")] = 8443,
     enrolment_port: Annotated[int, typer.Option(help="Enrolment.")] = 8444,
     api_port: Annotated[int, typer.Option(help="The API of operators and of renewal.")] = 8445,
@@ -74,6 +76,9 @@ def init_command(
     workspace = directory / "policy"
     if not workspace.exists():
         shutil.copytree(_starter(), workspace)
+        if control_plane:
+            routes = workspace / "routes.yaml"
+            routes.write_text(routes.read_text("utf-8").replace(STARTER_CONTROL_PLANE, control_plane), "utf-8")
     made = asyncio.run(initialise_all(Settings.parse(read_configuration(path)), workspace))
     _out.print(f"authority made for [bold]{trust_domain}[/bold] in {made.folder}")
     _out.print(f"root SHA-256  {made.root_sha256.hex()}", soft_wrap=True)
