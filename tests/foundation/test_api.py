@@ -225,15 +225,18 @@ async def test_a_stream_ends_when_its_caller_may_no_longer_have_it(authority: Sm
         return Stream(lines())
 
     clock = ManualClock()
-    async with _tls_api(authority, [ApiRoute("test.stream", "GET", "/v1/stream", follow)], clock=clock) as api:
-        async with api.session.get(f"{api.url}/v1/stream") as response:
-            pieces.put_nowait(b"one\n")
-            assert await response.content.readline() == b"one\n"
-            api.directory.refuse = Reason.IDENTITY_REVOKED
-            clock.advance(1)
-            pieces.put_nowait(b"two\n")
-            with pytest.raises(aiohttp.ClientError):
-                await asyncio.wait_for(response.content.readline(), 5)
+    route = ApiRoute("test.stream", "GET", "/v1/stream", follow)
+    async with (
+        _tls_api(authority, [route], clock=clock) as api,
+        api.session.get(f"{api.url}/v1/stream") as response,
+    ):
+        pieces.put_nowait(b"one\n")
+        assert await response.content.readline() == b"one\n"
+        api.directory.refuse = Reason.IDENTITY_REVOKED
+        clock.advance(1)
+        pieces.put_nowait(b"two\n")
+        with pytest.raises(aiohttp.ClientError):
+            await asyncio.wait_for(response.content.readline(), 5)
 
 
 def test_no_route_without_a_name() -> None:

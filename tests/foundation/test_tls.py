@@ -17,6 +17,7 @@ from foundation.reasons import Reason
 from foundation.tls import client_context, server_context, spki_sha256
 from tests.support.certificates import SmallAuthority
 
+REFUSED = (ssl.SSLError, ConnectionError)
 ID = "spiffe://fleet.example/operator/ada"
 
 
@@ -78,12 +79,12 @@ def test_tls_1_2_is_refused(authority: SmallAuthority) -> None:
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.load_verify_locations(cadata=authority.pem.decode())
     old.maximum_version = ssl.TLSVersion.TLSv1_2
-    with _echo(server_context(authority.server(), client_roots=None)) as port, pytest.raises(OSError):
+    with _echo(server_context(authority.server(), client_roots=None)) as port, pytest.raises(REFUSED):
         _connect(port, old)
 
 
 def test_a_client_without_a_certificate_gets_nothing(authority: SmallAuthority) -> None:
-    with _echo(server_context(authority.server(), client_roots=authority.pem)) as port, pytest.raises(OSError):
+    with _echo(server_context(authority.server(), client_roots=authority.pem)) as port, pytest.raises(REFUSED):
         assert _connect(port, client_context(authority.pem)) != b"hello"
 
 
@@ -95,7 +96,7 @@ def test_a_client_with_a_wrong_certificate_gets_nothing(authority: SmallAuthorit
         "of another authority": lambda: SmallAuthority(tmp_path / "other").client(ID),
         "a server's": lambda: authority.server("another"),
     }[fault]()
-    with _echo(server_context(authority.server(), client_roots=authority.pem)) as port, pytest.raises(OSError):
+    with _echo(server_context(authority.server(), client_roots=authority.pem)) as port, pytest.raises(REFUSED):
         assert _connect(port, client_context(authority.pem, pair=pair)) != b"hello"
 
 

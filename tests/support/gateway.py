@@ -137,6 +137,19 @@ class RawClient:
             return await self.reader.read()
         return b""
 
+    async def send_until_full(self, block: bytes, most: int) -> int:
+        """Send `block` again and again, until nothing more is taken; the bytes sent, `most` at most."""
+        sent = 0
+        while sent < most:
+            self.send(block)
+            sent += len(block)
+            try:
+                async with asyncio.timeout(0.5):
+                    await self.writer.drain()
+            except TimeoutError:
+                break
+        return sent
+
     def close(self) -> None:
         self.writer.transport.abort()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,27 +10,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from cryptography import x509
 
 from agent.settings import Address
 from foundation.api import ApiRoute, api_application, public_application
 from foundation.callers import CertificateCallers
+from foundation.files import make_private_folder
 from foundation.hotstate import HotStateSettings, MemoryHotState
 from foundation.identifiers import Kind, SpiffeId
 from foundation.ports import ApiAuthorizer
 from foundation.serving import ListenerLimits, serve_api
 from foundation.storage.database import Database
 from foundation.storage.settings import StorageSettings
-from foundation.tls import KeyPair, ServerContext, server_context
+from foundation.tls import KeyPair, ServerContext, client_context, server_context
 from foundation.wire.enrolment import Token
 from pki.api.enrolment import enrolment_routes, renewal_routes
 from pki.api.routes import authority_routes
 from pki.api.standing import Standing
-from pki.authority import Authority
+from pki.authority import Authority, load_ca
 from pki.bootstrap import initialise
 from pki.enrol.judgement import Trust
 from pki.enrol.service import EnrolmentService
-from pki.enrol.settings import EnrolmentSettings
+from pki.enrol.settings import EnrolmentSettings, RateSettings
 from pki.settings import AuthoritySettings
 from pki.tpm.endorsement import MakerTrust
 from tests.fakes.audit import MemoryAuditLog
@@ -57,6 +60,8 @@ class Installation:
     hot: MemoryHotState
     authority: Authority
     service: EnrolmentService
+    enrolment: EnrolmentSettings
+    trust: Trust
 
     @property
     def root_pem(self) -> bytes:
@@ -90,6 +95,15 @@ class Installation:
         own = authority_routes(self.authority, TRUST_DOMAIN, verify_bundle=verify, audit_head=lambda: {"size": 0})
         return [*own, *renewal_routes(self.service.renewal)]
 
+    def stranger(self) -> ssl.SSLContext:
+        """The context of a client that has no certificate and trusts the root."""
+        return client_context(self.root_pem)
+
+    def another_process(self) -> EnrolmentService:
+        """Enrolment as a second process over the same database and hot state would serve it."""
+        again = Authority(load_ca(self.settings), self.settings.lifetimes, self.database, self.audit, self.clock)
+        return _service(again, self.hot, self.audit, self.clock, self.settings, self.enrolment, self.trust)
+
     @asynccontextmanager
     async def enrolling(self, limits: ListenerLimits | None = None) -> AsyncIterator[Address]:
         """The enrolment listener."""
@@ -108,6 +122,17 @@ class Installation:
             yield Address(host, port)
 
 
+async def post(address: Address, path: str, raw: bytes, context: ssl.SSLContext) -> tuple[int, bytes]:
+    """One message to a listener on this machine, on a connection of its own."""
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session,
+        session.post(
+            f"https://localhost:{address.port}{path}", data=raw, headers={"Content-Type": "application/json"}
+        ) as response,
+    ):
+        return response.status, await response.read()
+
+
 @asynccontextmanager
 async def installation(
     folder: Path,
@@ -118,7 +143,7 @@ async def installation(
     **enrolment: Any,
 ) -> AsyncIterator[Installation]:
     """An authority that believes the makers of these roots. `enrolment` sets fields of `EnrolmentSettings`."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_folder(folder)
     clock, audit = ManualClock(time.time()), MemoryAuditLog()
     settings = AuthoritySettings(TRUST_DOMAIN, folder / "authority")
     database = await Database.open(StorageSettings(url=f"sqlite+aiosqlite:///{folder}/sallyport.db"))
@@ -126,15 +151,23 @@ async def installation(
         await initialise(settings, database, audit, clock)
         authority = await Authority.open(settings, database, audit, clock)
         hot = MemoryHotState(HotStateSettings(), clock)
-        service = EnrolmentService.make(
-            authority,
-            hot,
-            audit,
-            clock,
-            settings=replace(EnrolmentSettings(classes=("hardware", "virtual")), **enrolment),
-            lifetimes=settings.lifetimes,
-            trust=trust or Trust(MakerTrust(hardware, virtual)),
-        )
-        yield Installation(folder, clock, settings, database, audit, hot, authority, service)
+        chosen = replace(EnrolmentSettings(classes=("hardware", "virtual")), rate=RateSettings(1000, 1000), **enrolment)
+        believed = trust or Trust(MakerTrust(hardware, virtual))
+        service = _service(authority, hot, audit, clock, settings, chosen, believed)
+        yield Installation(folder, clock, settings, database, audit, hot, authority, service, chosen, believed)
     finally:
         await database.close()
+
+
+def _service(
+    authority: Authority,
+    hot: MemoryHotState,
+    audit: MemoryAuditLog,
+    clock: ManualClock,
+    settings: AuthoritySettings,
+    enrolment: EnrolmentSettings,
+    trust: Trust,
+) -> EnrolmentService:
+    return EnrolmentService.make(
+        authority, hot, audit, clock, settings=enrolment, lifetimes=settings.lifetimes, trust=trust
+    )

@@ -55,13 +55,13 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(folder: Path, *, initialised: bool = True) -> AsyncIterator[Site]:
+async def open_site(folder: Path) -> AsyncIterator[Site]:
     """A new authority below `folder`, or the one that is there."""
     settings = AuthoritySettings(TRUST_DOMAIN, folder / "authority")
     database = await Database.open(StorageSettings(storage_url(folder)))
     audit, clock = MemoryAuditLog(), ManualClock()
     try:
-        if initialised and not (settings.folder / "operator.pem").exists():
+        if not (settings.folder / "operator.pem").exists():
             await initialise(settings, database, audit, clock)
         authority = await Authority.open(settings, database, audit, clock)
         yield Site(authority, settings, database, audit, clock)

@@ -17,19 +17,19 @@ def sound_prime(seed: int, bits: int = 1024) -> int:
             return candidate
 
 
-def roca_modulus(seed: int) -> int:
-    """2048 bits, both primes of the form k·M + (65537^a mod M) with M the product of the primes to 701 (Nemec et al.,
-    CCS 2017, §2.1)."""
+def roca_primes(seed: int) -> tuple[int, int]:
+    """1024 bits each, of the form k·M + (65537^a mod M) with M the product of the primes to 701 (Nemec et al., CCS 2017,
+    §2.1)."""
     draw = random.Random(seed)  # noqa: S311  # the same key each time
-    return _roca_prime(draw) * _roca_prime(draw)
+    return _roca_prime(draw), _roca_prime(draw)
 
 
-def close_modulus(seed: int) -> int:
-    """2048 bits, the second prime the next one after the first."""
+def close_primes(seed: int) -> tuple[int, int]:
+    """1024 bits each, the second the next one after the first."""
     p = q = sound_prime(seed)
     while not _is_prime(q := q + 2):
         pass
-    return p * q
+    return p, q
 
 
 def _roca_prime(draw: random.Random) -> int:

@@ -12,10 +12,12 @@ from policies.model import CanonicalRequest, Query, Staleness
 SEGMENTS = b"segments:\n  - name: edge\n    reaches: [edge]\n  - name: lab\n"
 
 
-def fleet_workspace(routes: int = 200, grants: int = 500, roles: int = 8) -> dict[str, bytes]:
+def fleet_workspace(
+    routes: int = 200, grants: int = 500, roles: int = 8, upstream: str = "http://127.0.0.1:80"
+) -> dict[str, bytes]:
     """A workspace of this size. Grant `g<i>` is of role `role-<i mod roles>` on route `r<i mod routes>`."""
     route_lines = [
-        f"  - {{name: r{i}, prefix: /r{i}, upstreams: [http://127.0.0.1:80], kinds: [node]}}" for i in range(routes)
+        f"  - {{name: r{i}, prefix: /r{i}, upstreams: [{upstream}], kinds: [node]}}" for i in range(routes)
     ]
     grant_lines = [
         f"  - {{id: g{i}, role: role-{i % roles}, route: r{i % routes}, methods: [GET, POST], "
