@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.identifiers import Kind, check_name
-from foundation.reasons import Reason
 from policies.lifecycle.findings import Findings
 from policies.lifecycle.paths import parse_paths, with_trailing_slash
 from policies.lifecycle.routes_yaml import read_tiers
@@ -137,16 +135,19 @@ def _obligation(item: Fields) -> dict[str, Any]:
 
 def _expires(item: Fields) -> int:
     """Seconds since the Unix epoch. A date alone means its beginning in UTC; a time needs its offset (ISO 8601)."""
-    text = item.text("expires", max_length=40)
+    end = _instant(item.text("expires", max_length=40))
+    if end is None or end.timestamp() <= 0:
+        detail = "expected a date such as 2027-01-31 or a time with its offset such as 2027-01-31T18:00:00Z"
+        raise item.fault("expires", detail)
+    return int(end.timestamp())
+
+
+def _instant(text: str) -> datetime | None:
     try:
         if _DATE.fullmatch(text):
-            return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp())
+            return datetime.fromisoformat(text).replace(tzinfo=UTC)
         if _DATE_TIME.fullmatch(text):
-            return int(datetime.fromisoformat(text).timestamp())
+            return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
-        pass
-    raise Fault(
-        Reason.POLICY_DATA_INVALID,
-        "expected a date such as 2027-01-31 or a time with its offset such as 2027-01-31T18:00:00Z",
-        field=f"{item.path}.expires",
-    )
+        return None
+    return None

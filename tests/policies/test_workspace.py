@@ -188,6 +188,8 @@ def test_routes_that_conflict_or_lack_something(routes: str, field: str, detail:
         (GRANT + "expires: 90d", "grants.yaml:8 grants[0].expires", "expected a date"),
         (GRANT + "expires: 2030-02-30", "grants.yaml:8 grants[0].expires", "expected a date"),
         (GRANT + "expires: 2030-01-01T00:00:00", "grants.yaml:8 grants[0].expires", "offset"),
+        (GRANT + "expires: 1015-01-01", "grants.yaml:8 grants[0].expires", "expected a date"),
+        (GRANT + "expires: 0001-01-01T00:00+05:00", "grants.yaml:8 grants[0].expires", "expected a date"),
         (GRANT + "expires: never", "grants.yaml:8 grants[0].expires", "expected a date"),
         (PLAIN_GRANT.replace("role: a", "role: z"), "grants.yaml:4 grants[0].role", "no role 'z'"),
         (PLAIN_GRANT.replace("route: r", "route: z"), "grants.yaml:5 grants[0].route", "no route 'z'"),
