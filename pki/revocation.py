@@ -24,7 +24,7 @@ from foundation.reasons import Reason
 from pki.books import Books, Part, Work, read_numbers
 from pki.entries import Entry
 from pki.inventory import FACT, read_entry, write
-from pki.ledger import Step, read_certificate
+from pki.ledger import read_certificate
 from pki.profile import Issuer
 from pki.signer import Draft, Signer, seal_crl
 from pki.tables import certificates, revocations
@@ -218,11 +218,10 @@ async def _known(connection: AsyncConnection, serial: str) -> Revocation | None:
 
 
 def _living(identity: SpiffeId, now: int) -> Select[Any]:
-    # Reserved ones too: their bytes may have been signed, whatever became of the signature.
-    live = certificates.c.state.in_([Step.ISSUED.value, Step.RESERVED.value]) & (certificates.c.not_after > now)
+    # Those that were never issued too: their bytes may have been signed, whatever became of the signature.
     return (
         select(certificates.c.serial, certificates.c.not_after)
-        .where(certificates.c.identity == str(identity), live)
+        .where(certificates.c.identity == str(identity), certificates.c.not_after > now)
         .order_by(certificates.c.serial)
     )
 

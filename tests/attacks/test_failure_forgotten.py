@@ -1,7 +1,5 @@
-"""Attack class "failure forgotten" (keylime class): FAIL, silence, a good quote: failed until an operator clears it.
-
-The same TPM boots something else once; that stays on record over restarts of node and authority.
-"""
+"""attacks.md, "failure forgotten" (keylime's class): an attestation fails, the node falls silent, then shows a good
+quote. It stays failed until an operator clears it, on every way to a certificate, and across a restart."""
 
 from __future__ import annotations
 
@@ -9,63 +7,83 @@ from pathlib import Path
 
 import pytest
 
-from deploy.demo.measured_boot import healthy_boot
 from foundation.faults import Fault
-from foundation.identity import Verdict
-from foundation.ports import Caller
+from foundation.identity import PostureChanged, Verdict
 from foundation.reasons import Reason
-from foundation.wire.enrolment import Issued
-from pki.enrol.judgement import Trust
-from pki.tpm.endorsement import MakerTrust
-from pki.tpm.reference import PcrReference, ReferenceValues
-from tests.support.installation import Installation, installation
-from tests.support.node import Node, caller_of, node_id, tpm_node
-from tests.support.swtpm import EmulatedTpm, TpmMaker, maker, swtpm
-
-__all__ = ["maker", "swtpm"]
+from foundation.wire.enrolment import Token
+from pki.feed import Feed
+from pki.inventory import Description
+from tests.support.site import ACTOR, Site, attested, open_site
 
 
-def _read_pcr(device: EmulatedTpm, index: int) -> bytes:
-    from tpm2_pytss.types import TPML_PCR_SELECTION
-
-    with device.esapi() as esapi:
-        _, _, digests = esapi.pcr_read(TPML_PCR_SELECTION.parse(f"sha256:{index}"))
-        return bytes(digests[0])
-
-
-def _healthy(device: EmulatedTpm, maker: TpmMaker) -> Trust:
-    reference = PcrReference(values=frozenset({_read_pcr(device, 0)}))
-    return Trust(MakerTrust(virtual=(maker.root,)), {"default": ReferenceValues("sha256", {0: reference})})
-
-
-async def _reason_of(node: Node, site: Installation, caller: Caller) -> Reason:
+async def _refused(site: Site, name: str, **more: object) -> Reason:
     with pytest.raises(Fault) as caught:
-        await node.renew(site, caller)
+        await site.issue(site.node(name), **more)
     return caught.value.reason
 
 
-async def test_a_failure_stays_until_it_is_cleared(tmp_path: Path, swtpm: EmulatedTpm, maker: TpmMaker) -> None:
-    async with installation(tmp_path / "site", trust=_healthy(swtpm, maker)) as site:
-        with tpm_node(swtpm) as node:
-            issued: Issued = await node.enrol(site, await site.token())
-        caller = caller_of(issued)
-        swtpm.shut_down()
-        swtpm.boot(healthy_boot(firmware="another"))
-        with tpm_node(swtpm) as node:
-            assert await _reason_of(node, site, caller) is Reason.REFERENCE_MISMATCH
-        site.clock.advance(600)
-        swtpm.shut_down()
-        swtpm.boot()
-        with tpm_node(swtpm) as node:
-            assert await _reason_of(node, site, caller) is Reason.ATTESTATION_LATCHED
-            site.service = site.another_process()
-            assert await _reason_of(node, site, caller) is Reason.ATTESTATION_LATCHED
-            with pytest.raises(Fault):
-                await node.enrol(site, None)
-            entry = await site.authority.inventory.get(node_id())
-            assert entry.posture.verdict is Verdict.FAILED
-            assert entry.latched == Reason.REFERENCE_MISMATCH.code
-            await site.authority.inventory.clear_failure(node_id(), "ada")
-            await node.renew(site, caller)
-        assert "attestation.failed" in site.audit.kinds()
-        assert (await site.authority.inventory.get(node_id())).posture.verdict is Verdict.PASSED
+async def _told(feed: Feed) -> Verdict:
+    """The verdict that a gateway learns when it begins anew."""
+    async with feed.follow(None) as changes:
+        async for change in changes:
+            if isinstance(change, PostureChanged):
+                return change.posture.verdict
+    raise AssertionError
+
+
+async def _still_failed(site: Site, name: str) -> None:
+    node = site.node(name)
+    assert await _refused(site, name) is Reason.ATTESTATION_LATCHED
+    with pytest.raises(Fault) as caught:
+        await site.authority.inventory.record_attestation(node, attested(site.clock, name), ACTOR)
+    assert caught.value.reason is Reason.ATTESTATION_LATCHED
+    entry = await site.authority.inventory.get(node)
+    assert (entry.posture.verdict, entry.attested_until) == (Verdict.FAILED, 0.0)
+    assert await _told(site.authority.feed) is Verdict.FAILED
+
+
+async def test_a_good_quote_does_not_undo_a_failure(tmp_path: Path) -> None:
+    async with open_site(tmp_path) as site:
+        node = await site.expect()
+        await site.issue(node)
+        await site.authority.inventory.latch_failure(node, Reason.REFERENCE_MISMATCH, ACTOR)
+        site.clock.advance(30 * 86400)
+        await _still_failed(site, node.name)
+        await site.authority.inventory.describe(node, Description(site="elsewhere"), ACTOR)
+        await site.authority.inventory.quarantine(node, ACTOR)
+        await site.authority.inventory.release(node, ACTOR)
+        await _still_failed(site, node.name)
+
+
+async def test_it_survives_a_restart(tmp_path: Path) -> None:
+    async with open_site(tmp_path) as site:
+        node = await site.expect()
+        await site.issue(node)
+        await site.authority.inventory.latch_failure(node, Reason.QUOTE_DIGEST, ACTOR)
+    async with open_site(tmp_path) as site:
+        await _still_failed(site, node.name)
+        await site.authority.inventory.clear_failure(node, ACTOR)
+        await site.issue(node)
+        assert await _told(site.authority.feed) is Verdict.PASSED
+
+
+async def test_a_token_does_not_undo_it(tmp_path: Path) -> None:
+    async with open_site(tmp_path) as site:
+        node = await site.expect()
+        token: Token = await site.authority.tokens.mint(node, 600, ACTOR)
+        use = await site.authority.tokens.check(token)
+        use = await site.authority.tokens.bind(use, attested(site.clock, node.name).ek_sha256)
+        await site.authority.inventory.latch_failure(node, Reason.QUOTE_DIGEST, ACTOR)
+        assert await _refused(site, node.name, token=use) is Reason.ATTESTATION_LATCHED
+        with pytest.raises(Fault):
+            await site.authority.tokens.mint(node, 600, ACTOR)
+
+
+async def test_revoking_and_admitting_does_not_undo_it(tmp_path: Path) -> None:
+    async with open_site(tmp_path) as site:
+        node = await site.expect()
+        await site.issue(node)
+        await site.authority.inventory.latch_failure(node, Reason.CLONE_SUSPECTED, ACTOR)
+        await site.authority.revocations.retire(node, ACTOR)
+        await site.authority.revocations.admit(node, ACTOR)
+        await _still_failed(site, node.name)

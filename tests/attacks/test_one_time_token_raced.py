@@ -1,59 +1,79 @@
-"""Attack class "one-time token raced" (SPIRE 1.14.6): 100 parallel uses over three authorities: one succeeds."""
+"""attacks.md, "one-time token raced" (SPIRE 1.14.6): one hundred parallel uses, in one process and over three that
+share a database: one succeeds."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
+from asyncio.subprocess import PIPE, Process
 from collections import Counter
 from pathlib import Path
 
 from foundation.faults import Fault
-from tests.support.installation import installation
-from tests.support.node import HERE, node_id, software_node
+from foundation.reasons import Reason
+from foundation.wire.enrolment import Token
+from pki.issue import IssueRequest
+from pki.ledger import Step
+from pki.profile import ProfileName
+from pki.tokens import TokenUse
+from tests.support.site import ACTOR, Site, attested, new_spki, open_site
 
 USES = 100
+PROCESSES = 3
+ROOT = Path(__file__).parents[2]
 
 
-async def test_by_many_machines(tmp_path: Path) -> None:
-    """Each with its own key: the token is bound to the first, and the others are told so."""
-    async with installation(tmp_path / "site", without_tpm=("node/*",)) as site:
-        token = await site.token()
-        services = [site.service, site.another_process(), site.another_process()]
-
-        async def use(number: int) -> str:
-            node, enrolment = software_node(), services[number % 3].enrolment
-            try:
-                first = node.begin(token)
-                await enrolment.complete(node.complete(first, await enrolment.begin(first, HERE)), HERE)
-            except Fault as fault:
-                return fault.reason.code
-            return "issued"
-
-        outcomes = Counter(await asyncio.gather(*(use(number) for number in range(USES))))
-        rows = await site.authority.ledger.page(node_id())
-    assert outcomes["issued"] == 1
-    assert set(outcomes) <= {"issued", "token_bound_elsewhere", "token_used"}
-    assert len(rows) == 1
+async def _bound(site: Site) -> tuple[Token, TokenUse]:
+    token = await site.authority.tokens.mint(site.node(), 600, ACTOR)
+    use = await site.authority.tokens.check(token)
+    return token, await site.authority.tokens.bind(use, attested(site.clock, site.node().name).ek_sha256)
 
 
-async def test_by_one_machine_in_many_sessions(tmp_path: Path) -> None:
-    """The same machine may begin as often as it likes; it gets one certificate for its token."""
-    async with installation(tmp_path / "site", without_tpm=("node/*",)) as site:
-        token = await site.token()
-        services = [site.service, site.another_process(), site.another_process()]
-        node = software_node()
-        first = node.begin(token)
-        seconds = [
-            node.complete(first, await services[number % 3].enrolment.begin(first, HERE)) for number in range(USES)
+async def _one_certificate(site: Site) -> None:
+    rows = await site.authority.ledger.page(site.node())
+    assert [row.step for row in rows] == [Step.ISSUED]
+
+
+async def test_a_hundred_uses_in_one_process(tmp_path: Path) -> None:
+    async with open_site(tmp_path) as site:
+        _, use = await _bound(site)
+        passed = attested(site.clock, use.identity.name)
+        requests = [
+            IssueRequest(use.identity, ProfileName.NODE, new_spki(), ACTOR, attested=passed, token=use)
+            for _ in range(USES)
         ]
+        outcomes = await asyncio.gather(*(site.authority.issue(one) for one in requests), return_exceptions=True)
+        refused = [outcome for outcome in outcomes if isinstance(outcome, Fault)]
+        assert len(refused) == USES - 1
+        assert {fault.reason for fault in refused} == {Reason.TOKEN_USED}
+        await _one_certificate(site)
 
-        async def use(number: int) -> str:
-            try:
-                await services[number % 3].enrolment.complete(seconds[number], HERE)
-            except Fault as fault:
-                return fault.reason.code
-            return "issued"
 
-        outcomes = Counter(await asyncio.gather(*(use(number) for number in range(USES))))
-        issued = [row for row in await site.authority.ledger.page(node_id()) if row.certificate]
-    assert outcomes["issued"] == 1
-    assert len(issued) == 1
+async def test_a_hundred_uses_over_three_processes(tmp_path: Path) -> None:
+    async with open_site(tmp_path) as site:
+        token, _ = await _bound(site)
+        racers = [await _racer(tmp_path, token) for _ in range(PROCESSES)]
+        for racer in racers:
+            assert racer.stdout is not None
+            assert await racer.stdout.readline() == b"ready\n"
+        told = await asyncio.gather(*(racer.communicate(b"go\n") for racer in racers))
+        outcomes = Counter(line for out, _ in told for line in out.decode().split())
+        assert outcomes == {"issued": 1, "token_used": PROCESSES * (USES // PROCESSES) - 1}
+        await _one_certificate(site)
+
+
+async def test_a_hundred_first_uses_bind_one_tpm(tmp_path: Path) -> None:
+    async with open_site(tmp_path) as site:
+        token = await site.authority.tokens.mint(site.node(), 600, ACTOR)
+        use = await site.authority.tokens.check(token)
+        bindings = [bytes([i]) * 32 for i in range(USES)]
+        binds = (site.authority.tokens.bind(use, binding) for binding in bindings)
+        outcomes = await asyncio.gather(*binds, return_exceptions=True)
+        refused = [outcome for outcome in outcomes if isinstance(outcome, Fault)]
+        assert len(refused) == USES - 1
+        assert {fault.reason for fault in refused} == {Reason.TOKEN_BOUND_ELSEWHERE}
+
+
+async def _racer(folder: Path, token: Token) -> Process:
+    command = [sys.executable, "-m", "tests.support.issuing_process", "race", str(folder), token.encode()]
+    return await asyncio.create_subprocess_exec(*command, str(USES // PROCESSES), cwd=ROOT, stdin=PIPE, stdout=PIPE)
