@@ -7,8 +7,9 @@ does not. The extension is not critical, for it only adds to what RFC 5280 defin
         class         UTF8String,   -- hardware, virtual or none
         attestedUntil INTEGER }     -- seconds since 1970-01-01T00:00:00Z, 0 when nothing was attested
 
-The OID lies in the arc 2.25, where anybody may use a UUID without registering it (ITU-T X.667 §7):
-b5793a94-628e-4ddc-abf4-1e3861f3f789.
+The OID is the UUID b5793a94-628e-4ddc-abf4-1e3861f3f789 below 1.2.840.113556.1.8000.2554, where anybody may use one
+without registering it, in seven arcs. It is not below 2.25, where a UUID is one arc (ITU-T X.667 §7): arcs of more than
+28 bits need not be understood (RFC 5280, appendix B), and Go refuses the whole certificate for one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from foundation.faults import Fault
 from foundation.identity import AttestationClass
 from foundation.reasons import Reason
 
-ATTESTATION_OID = x509.ObjectIdentifier("2.25.241219723292979117168418353710590326665")
+ATTESTATION_OID = x509.ObjectIdentifier("1.2.840.113556.1.8000.2554.46457.14996.25230.19932.44020.1980513.15988617")
 _SEQUENCE, _UTF8, _INTEGER = 0x30, 0x0C, 0x02
 _LATEST = 253402300799  # 9999-12-31T23:59:59Z, where X.509 time ends (RFC 5280 §4.1.2.5)
 
