@@ -1,5 +1,5 @@
-"""Attack class "renewal with a stolen, old, revoked or sibling certificate" (CVE-2026-39388, spire#27): each is refused;
-a second live holder raises a clone alarm."""
+"""Attack class "renewal with a stolen, old, revoked or sibling certificate" (CVE-2026-39388, spire#27): each is
+refused; a second live holder raises a clone alarm."""
 
 from __future__ import annotations
 

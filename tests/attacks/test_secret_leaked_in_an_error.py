@@ -44,7 +44,7 @@ async def test_a_wrong_proof_tells_nothing_and_ends_the_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr(sessions.secrets, "token_bytes", lambda size: SECRET[:size])
+    monkeypatch.setattr("pki.enrol.native.new_secret", lambda: SECRET)
     async with installation(tmp_path / "site", virtual=(maker.root,)) as site, site.enrolling() as address:
         token = await site.token()
         with tpm_node(swtpm) as inner:

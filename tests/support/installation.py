@@ -12,6 +12,8 @@ from typing import Any
 
 import aiohttp
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from agent.settings import Address
 from foundation.api import ApiRoute, api_application, public_application
@@ -33,10 +35,14 @@ from pki.bootstrap import initialise
 from pki.enrol.judgement import Trust
 from pki.enrol.service import EnrolmentService
 from pki.enrol.settings import EnrolmentSettings, RateSettings
+from pki.entries import Expected
+from pki.issue import IssueRequest
+from pki.profile import ProfileName
 from pki.settings import AuthoritySettings
 from pki.tpm.endorsement import MakerTrust
 from tests.fakes.audit import MemoryAuditLog
 from tests.fakes.clock import ManualClock
+from tests.support.certificates import write_pair
 
 TRUST_DOMAIN = "fleet.example"
 
@@ -94,6 +100,17 @@ class Installation:
 
         own = authority_routes(self.authority, TRUST_DOMAIN, verify_bundle=verify, audit_head=lambda: {"size": 0})
         return [*own, *renewal_routes(self.service.renewal)]
+
+    async def certify(self, name: str, kind: Kind = Kind.OPERATOR, roles: tuple[str, ...] = ()) -> KeyPair:
+        """An identity of this kind with these roles, active, and its certificate with a software key."""
+        identity, key = self.id(name, kind), ec.generate_private_key(ec.SECP256R1())
+        await self.authority.inventory.add(Expected(identity, roles=roles), "test")
+        spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        issued = await self.authority.issue(IssueRequest(identity, ProfileName(kind.value), spki, "test"))
+        leaf, issuing = (x509.load_der_x509_certificate(der) for der in issued.chain[:2])
+        pair = write_pair(self.folder, f"{kind.value}-{name}", leaf, key)
+        pair.certificate.write_bytes(pair.certificate.read_bytes() + issuing.public_bytes(Encoding.PEM))
+        return pair
 
     def stranger(self) -> ssl.SSLContext:
         """The context of a client that has no certificate and trusts the root."""
