@@ -8,10 +8,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+
 from foundation.faults import Fault
 from foundation.reasons import Reason
 
 MAX_DEPTH = 16
+# What `cryptography` raises for DER that is no certificate, no request, or holds no key that it knows.
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 _MAX_LENGTH_OCTETS = 3
 _BOOLEAN, _INTEGER, _BIT_STRING, _NULL, _OID = 1, 2, 3, 5, 6
 _UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 from cryptography.x509 import verification
@@ -20,7 +20,7 @@ from cryptography.x509.oid import ExtensionOID
 from foundation.faults import Fault
 from foundation.identity import AttestationClass
 from foundation.reasons import Reason
-from pki.tpm.der import check_der, children, content
+from pki.tpm.der import UNREADABLE, check_der, children, content
 from pki.tpm.public import Public
 
 _E = TypeVar("_E", bound=x509.ExtensionType)
@@ -39,7 +39,6 @@ _UNDERSTOOD = frozenset(
     }
 )
 _RSAES_OAEP = bytes.fromhex("06092a864886f70d010107")  # 1.2.840.113549.1.1.7 (RFC 4055 §4)
-_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +70,11 @@ def load_certificate(raw: bytes, path: str) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(raw)
         certificate.extensions  # noqa: B018  # parsed lazily: malformed ones must show here
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         detail = "not an X.509 certificate"
         raise Fault(Reason.EK_CERTIFICATE_MALFORMED, detail, field=path, internal=str(error)) from None
+    if certificate.serial_number <= 0:  # RFC 5280 §4.1.2.2
+        raise Fault(Reason.EK_CERTIFICATE_MALFORMED, "its serial number is not positive", field=path)
     return certificate
 
 
@@ -82,7 +83,7 @@ def check_same_key(certificate: x509.Certificate, ek: Public, path: str) -> None
     try:
         key = _oaep_key(certificate) or certificate.public_key()
         spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except _UNREADABLE:
+    except UNREADABLE:
         raise Fault(Reason.EK_CERTIFICATE_MALFORMED, "its public key does not parse", field=path) from None
     if spki != ek.spki:
         raise Fault(Reason.EK_MISMATCH, field=path)
@@ -180,7 +181,7 @@ def _verifies(
     builder = builder.extension_policies(ca_policy=authorities, ee_policy=verification.ExtensionPolicy.permit_all())
     try:
         builder.build_client_verifier().verify(leaf, list(chain))
-    except (verification.VerificationError, *_UNREADABLE):
+    except (verification.VerificationError, *UNREADABLE):
         return False
     return True
 
@@ -191,7 +192,7 @@ def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
         return False
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, *_UNREADABLE):
+    except (InvalidSignature, *UNREADABLE):
         return False
     return True
 

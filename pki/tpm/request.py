@@ -5,19 +5,18 @@ from __future__ import annotations
 import hmac
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
-from pki.tpm.der import check_der
-from pki.tpm.weak import check_key
+from pki.tpm.der import UNREADABLE, check_der
+from pki.tpm.weak import NO_BLOCKLIST, Blocklist, check_key
 
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 
 
-def check_request(raw: bytes, spki: bytes, path: str) -> None:
+def check_request(raw: bytes, spki: bytes, path: str, blocklist: Blocklist = NO_BLOCKLIST) -> None:
     """Refuse unless the PKCS #10 request in `raw` is strict DER, for the key `spki` (DER SubjectPublicKeyInfo), and
     signed by it. Raises `Fault(CSR_MALFORMED | WEAK_KEY | CSR_KEY_MISMATCH)`."""
     check_der(raw, Reason.CSR_MALFORMED, path)
@@ -26,10 +25,10 @@ def check_request(raw: bytes, spki: bytes, path: str) -> None:
         key = request.public_key()
         found = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         signed = isinstance(request.signature_hash_algorithm, _HASHES) and request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise Fault(Reason.CSR_MALFORMED, "not a certificate request", field=path) from None
     if not signed:
         raise Fault(Reason.CSR_MALFORMED, "its signature does not verify", field=path)
-    check_key(key, path)
+    check_key(key, path, blocklist)
     if not hmac.compare_digest(found, spki):
         raise Fault(Reason.CSR_KEY_MISMATCH, field=path)

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from deploy.demo.tpm_maker import TpmMaker
 from foundation.faults import Fault
@@ -64,10 +67,6 @@ def test_a_real_emulator_is_virtual(recording: Recording) -> None:  # noqa: F811
 
 def _cross_signed() -> bytes:
     """The emulator's intermediate once more, signed by the hardware maker's intermediate key: a careless maker."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.serialization import Encoding
-
     model = EMULATOR.intermediate
     builder = x509.CertificateBuilder(
         issuer_name=HARDWARE.intermediate.subject,

@@ -165,7 +165,7 @@ class SoftTpm:
         }
         return Begin(**{**fields, **changes})
 
-    def attest(self, kind: int, extra: bytes, body: bytes, **changes: Any) -> bytes:
+    def attest(self, kind: int, extra: bytes, body: bytes, /, **changes: Any) -> bytes:
         """TPMS_ATTEST."""
         signer = changes.get("signer", qualified(self.ak_area, self.hierarchy))
         head = struct.pack(">IH", changes.get("magic", MAGIC), changes.get("kind", kind)) + sized(signer) + sized(extra)

@@ -18,8 +18,8 @@ def sound_prime(seed: int, bits: int = 1024) -> int:
 
 
 def roca_primes(seed: int) -> tuple[int, int]:
-    """1024 bits each, of the form k·M + (65537^a mod M) with M the product of the primes to 701 (Nemec et al., CCS 2017,
-    §2.1)."""
+    """1024 bits each, of the form k·M + (65537^a mod M) with M the product of the primes to 701 (Nemec et al., CCS
+    2017, §2.1)."""
     draw = random.Random(seed)  # noqa: S311  # the same key each time
     return _roca_prime(draw), _roca_prime(draw)
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from pki.tpm.weak import Blocklist, check_key, check_rsa, has_close_primes, has_roca_fingerprint, shares_factor
-from tests.support.weak_keys import close_modulus, roca_modulus, sound_prime
+from tests.support.weak_keys import close_primes, roca_primes, sound_prime
 
 SOUND = sound_prime(1) * sound_prime(2)
 
@@ -34,7 +34,7 @@ def test_sound_keys_pass() -> None:
 
 def test_the_fingerprint_of_roca_is_found() -> None:
     for seed in range(3):
-        assert "ROCA" in weakness(roca_modulus(seed))
+        assert "ROCA" in weakness(math.prod(roca_primes(seed)))
 
 
 def test_random_moduli_have_no_fingerprint() -> None:
@@ -53,7 +53,7 @@ def test_small_factors_are_found() -> None:
 
 
 def test_close_primes_are_found() -> None:
-    modulus = close_modulus(5)
+    modulus = math.prod(close_primes(5))
     assert "close" in weakness(modulus)
     assert not has_close_primes(SOUND)
     assert has_close_primes(101 * 103)
