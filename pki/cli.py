@@ -25,7 +25,7 @@ from foundation.files import write_secret
 from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import State
 from foundation.reasons import Reason
-from pki.revocation import RevocationReason
+from pki.revocation_reason import RevocationReason
 
 inventory = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Who belongs to the fleet.")
 token = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Enrolment tokens.")

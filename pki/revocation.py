@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from cryptography import x509
@@ -26,23 +25,12 @@ from pki.entries import Entry
 from pki.inventory import FACT, read_entry, write
 from pki.ledger import read_certificate
 from pki.profile import Issuer
+from pki.revocation_reason import RevocationReason
 from pki.signer import Draft, Signer, seal_crl
 from pki.tables import certificates, revocations
 from pki.tokens import void_tokens
 
 CRL_SECONDS = 24 * 3600
-
-
-class RevocationReason(StrEnum):
-    """Why (RFC 5280 §5.3.1); the names are those of `x509.ReasonFlags`. Reasons that concern CAs and attribute
-    certificates are left out, and so is the hold: that is what quarantine is for."""
-
-    UNSPECIFIED = "unspecified"
-    KEY_COMPROMISE = "key_compromise"
-    AFFILIATION_CHANGED = "affiliation_changed"
-    SUPERSEDED = "superseded"
-    CESSATION_OF_OPERATION = "cessation_of_operation"
-    PRIVILEGE_WITHDRAWN = "privilege_withdrawn"
 
 
 @dataclass(frozen=True, slots=True)

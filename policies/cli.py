@@ -15,7 +15,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from foundation.api import OCTETS
 from foundation.client import ApiClient
 from foundation.clock import SystemClock
 from foundation.connect import connected
@@ -34,6 +33,7 @@ from policies.settings import CompileSettings
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 _out = Console(highlight=False)
 _err = Console(stderr=True, highlight=False)
+_OCTETS = "application/octet-stream"
 _SOON = 14 * 86_400  # grants that end within these seconds are worth a word
 
 Folder = Annotated[Path, typer.Argument(help="The policy workspace.", file_okay=False)]
@@ -117,7 +117,7 @@ def publish_revision(
 ) -> None:
     """Hand a signed revision to the authority: every gateway verifies it and enforces it."""
     with _telling(as_json):
-        published = client.send("POST", "/v1/policy/revisions", _bounded(archive, MAX_ARCHIVE_BYTES), OCTETS)
+        published = client.send("POST", "/v1/policy/revisions", _bounded(archive, MAX_ARCHIVE_BYTES), _OCTETS)
         if as_json:
             _print_json(json.loads(published))
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,8 +12,10 @@ from rich.text import Text
 
 from foundation.faults import Fault
 from policies.explain import Explanation
-from policies.lifecycle.checking import TestReport
-from policies.lifecycle.revision import LoadedRevision
+
+if TYPE_CHECKING:  # an explanation needs no compiler
+    from policies.lifecycle.checking import TestReport
+    from policies.lifecycle.revision import LoadedRevision
 
 
 def explanation_view(explained: Explanation) -> RenderableType:

@@ -29,7 +29,7 @@ from foundation.reasons import Reason
 from pki.entries import Entry
 from pki.inventory import Description, Filter
 from pki.ledger import Certificate
-from pki.revocation import RevocationReason
+from pki.revocation_reason import RevocationReason
 from pki.tokens import TokenRecord
 
 DEFAULT_PAGE, MAX_PAGE = 100, 1000

@@ -15,7 +15,7 @@ from foundation.identity import Verdict
 from foundation.ports import Caller
 from foundation.reasons import Reason
 from foundation.tls import client_context
-from pki.revocation import RevocationReason
+from pki.revocation_reason import RevocationReason
 from tests.support.certificates import write_pair
 from tests.support.installation import Installation, installation, post
 from tests.support.node import HERE, Node, caller_of, node_id, software_node, tpm_node

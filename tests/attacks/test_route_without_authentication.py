@@ -22,7 +22,7 @@ from foundation.callers import LocalCallers
 from foundation.identifiers import Kind
 from foundation.tls import KeyPair, client_context
 from pki.api.enrolment import enrolment_routes
-from pki.revocation import RevocationReason
+from pki.revocation_reason import RevocationReason
 from tests.support.certificates import SmallAuthority
 from tests.support.enforced import Enforced
 from tests.support.installation import TRUST_DOMAIN, Installation, installation

@@ -13,7 +13,7 @@ from cryptography import x509
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from pki.ledger import RESERVATION_SECONDS, Step
-from pki.revocation import RevocationReason
+from pki.revocation_reason import RevocationReason
 from tests.support.issuing_process import STEPS
 from tests.support.site import ACTOR, open_site
 

@@ -26,7 +26,7 @@ from pki import feed as feed_module
 from pki.authority import Authority
 from pki.feed import HEARTBEAT_SECONDS, LIFTED_SERIAL, POLL_SECONDS
 from pki.inventory import Description
-from pki.revocation import RevocationReason
+from pki.revocation_reason import RevocationReason
 from tests.fakes.audit import MemoryAuditLog
 from tests.support.site import ACTOR, Site, attested, open_site
 

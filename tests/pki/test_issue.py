@@ -15,7 +15,7 @@ from pki.entries import Attested, Counters, Expected
 from pki.issue import Answer, IssueRequest, random_serial
 from pki.ledger import Step
 from pki.profile import ProfileName
-from pki.revocation import RevocationReason
+from pki.revocation_reason import RevocationReason
 from pki.signer import FileSigner
 from tests.support.site import ACTOR, TRUST_DOMAIN, Site, attested, new_spki
 

@@ -11,7 +11,8 @@ from cryptography import x509
 from foundation.faults import Fault
 from foundation.identity import Revocation, State
 from foundation.reasons import Reason
-from pki.revocation import CRL_SECONDS, RevocationReason
+from pki.revocation import CRL_SECONDS
+from pki.revocation_reason import RevocationReason
 from tests.support.site import ACTOR, Site, attested
 
 WHY = RevocationReason.KEY_COMPROMISE

@@ -10,7 +10,7 @@ from foundation.identity import State
 from foundation.reasons import Reason
 from foundation.wire.enrolment import Token
 from pki.ledger import RESERVATION_SECONDS, Step
-from pki.revocation import RevocationReason
+from pki.revocation_reason import RevocationReason
 from pki.signer import FileSigner
 from pki.tables import tokens
 from pki.tokens import TokenUse
