@@ -40,7 +40,7 @@ from pki.tables import identities, numbers, policies
 from pki.tokens import Tokens, void_tokens
 
 MAX_BUNDLE_BYTES = 64 * 1024 * 1024
-_EPOCH_SHIFT = 32
+_EPOCH_STEP = 1 << 32  # between the epochs of one restore and those of the next
 _RAISED = (Part.REVOCATIONS, Part.POSTURES, Part.INVENTORY)
 
 
@@ -134,7 +134,7 @@ class Authority:
             found = await read_numbers(work.connection)
             for part in _RAISED:
                 await _set_number(work, part, ((found[part] >> RESTORE_SHIFT) + 1) << RESTORE_SHIFT)
-            epochs = ((identities.c.epoch.op(">>")(_EPOCH_SHIFT)) + 1).op("<<")(_EPOCH_SHIFT)
+            epochs = (identities.c.epoch // _EPOCH_STEP + 1) * _EPOCH_STEP
             await work.connection.execute(update(identities).values(epoch=epochs))
             await void_tokens(work, actor)
 
