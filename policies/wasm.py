@@ -29,8 +29,8 @@ from policies.settings import PolicySettings
 MAX_ANSWER_BYTES = 1 << 20
 _PAGE = 65_536
 _TICKS = 4  # per deadline: an evaluation is stopped after its time and at most a quarter more
-_I32 = wasmtime.ValType.i32()
 _FIRST_LOOK = 1024
+_TROUBLE = (wasmtime.Trap, wasmtime.WasmtimeError, BuiltinFault, MemoryError, KeyError)
 _to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -44,10 +44,11 @@ class WasmEngine:
         self._engine = wasmtime.Engine(config)
         self._data = _to_json(compiled.data).encode()
         self._memory = settings.memory
+        self._closed = False  # a closed engine has no ticker, so nothing would end an evaluation
         try:
             self._module = wasmtime.Module(self._engine, compiled.wasm)
             self._instance: _Instance | None = self._instantiate()
-        except (wasmtime.WasmtimeError, wasmtime.Trap, BuiltinFault, KeyError) as error:
+        except _TROUBLE as error:
             raise Fault(Reason.ENGINE_FAILED, "the compiled policy cannot be loaded", internal=str(error)) from error
         self._ticker = _Ticker(self._engine, settings.decision_timeout / _TICKS)
 
@@ -71,8 +72,9 @@ class WasmEngine:
         return document
 
     async def close(self) -> None:
+        self._closed = True
         self._ticker.stop()
-        self._instance = None
+        self._discard()
 
     def _evaluate(self, entrypoint: str, query: Query) -> object:
         try:
@@ -84,18 +86,20 @@ class WasmEngine:
     def evaluate(self, entrypoint: str, document: bytes) -> object:
         """The value of `entrypoint` for `input` as JSON; `None` when it is undefined. Raises `Fault`: `ENGINE_TIMEOUT`,
         `ENGINE_ANSWER_INVALID` or `ENGINE_FAILED`."""
-        instance, self._instance = self._instance, None
+        if self._closed:
+            raise Fault(Reason.ENGINE_FAILED, "the engine is closed")
         try:
-            instance = instance or self._instantiate()
-            answer = instance.evaluate(entrypoint, document, _TICKS + 1)
-        except wasmtime.Trap as trap:
-            timeout = trap.trap_code == wasmtime.TrapCode.INTERRUPT
-            reason = Reason.ENGINE_TIMEOUT if timeout else Reason.ENGINE_FAILED
-            raise Fault(reason, internal=str(trap)[:1024]) from trap
-        except (wasmtime.WasmtimeError, BuiltinFault, MemoryError, KeyError) as error:
-            raise Fault(Reason.ENGINE_FAILED, internal=str(error)[:1024]) from error
-        self._instance = instance
-        return _result(answer)
+            if self._instance is None:
+                self._instance = self._instantiate()
+            return _result(self._instance.evaluate(entrypoint, document, _TICKS + 1))
+        except _TROUBLE as error:
+            self._discard()
+            raise Fault(_reason(error), internal=str(error)[:1024]) from error
+
+    def _discard(self) -> None:
+        instance, self._instance = self._instance, None
+        if instance is not None:
+            instance.close()
 
     def _instantiate(self) -> _Instance:
         return _Instance(self._engine, self._module, self._memory, self._data)
@@ -108,14 +112,19 @@ class _Instance:
         self._store = wasmtime.Store(engine)
         self._store.set_limits(memory_size=memory, instances=1, memories=1, tables=1)
         self._store.set_epoch_deadline(1_000)  # loading is bounded too
-        self._most = memory
+        try:
+            self._start(module, memory // _PAGE, data)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, module: wasmtime.Module, most_pages: int, data: bytes) -> None:
+        store = self._store
         least = next(item.type.limits.min for item in module.imports if isinstance(item.type, wasmtime.MemoryType))
-        limits = wasmtime.Limits(least, memory // _PAGE)
-        self._memory = wasmtime.Memory(self._store, wasmtime.MemoryType(limits))
-        self._exports = wasmtime.Instance(self._store, module, [self._import(item) for item in module.imports]).exports(
-            self._store
-        )
-        self._eval = FastCall(self._store, self._function("opa_eval"), 7)
+        self._memory = wasmtime.Memory(store, wasmtime.MemoryType(wasmtime.Limits(least, most_pages)))
+        imports = [self._import(item) for item in module.imports]
+        self._exports = wasmtime.Instance(store, module, imports).exports(store)
+        self._eval = FastCall(store, self._function("opa_eval"), 7)
         self._entrypoints: dict[str, int] = self._load(self._call("entrypoints"))
         self._builtins = {number: name for name, number in self._load(self._call("builtins")).items()}
         self._data = self._parse(data)
@@ -129,6 +138,10 @@ class _Instance:
         store.set_epoch_deadline(ticks)
         number = self._entrypoints[entrypoint]
         return self._text(self._eval(0, number, self._data, self._heap, len(document), end, 0))
+
+    def close(self) -> None:
+        """Free the memory. wasmtime holds what is imported, and so this instance, until then."""
+        self._store.close()
 
     def _import(self, item: wasmtime.ImportType) -> wasmtime.Func | wasmtime.Memory:
         if isinstance(item.type, wasmtime.MemoryType):
@@ -210,6 +223,11 @@ class _Ticker:
     def _tick(self, engine: wasmtime.Engine, interval: float) -> None:
         while not self._stopped.wait(interval):
             engine.increment_epoch()
+
+
+def _reason(error: Exception) -> Reason:
+    interrupted = isinstance(error, wasmtime.Trap) and error.trap_code == wasmtime.TrapCode.INTERRUPT
+    return Reason.ENGINE_TIMEOUT if interrupted else Reason.ENGINE_FAILED
 
 
 def _result(answer: bytes) -> object:
