@@ -16,7 +16,7 @@ from typer.main import get_command
 from foundation.faults import Fault
 
 # command → (module of the package's typer app, what `sallyport --help` says)
-_COMMANDS = {
+COMMANDS = {
     "init": ("gateway.cli", "init", "Make an authority and a commented sallyport.toml."),
     "serve": ("gateway.cli", "serve", "Run authority and gateway, or one of them."),
     "doctor": ("gateway.cli", "doctor", "Say what is wrong with this machine or configuration."),
@@ -34,19 +34,19 @@ class _Lazy(TyperGroup):
     """A group that imports a package when one of its commands is called, and not before."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
-        module, attribute, _ = _COMMANDS[cmd_name]
+        module, attribute, _ = COMMANDS[cmd_name]
         command = get_command(getattr(importlib.import_module(module), attribute or "app"))
         command.name = cmd_name
         return command
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
 
 # Rich help would import every package to print one line of each; rich tracebacks could show a secret among the locals.
