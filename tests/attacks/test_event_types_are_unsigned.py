@@ -7,6 +7,7 @@ and other digest banks must win nothing.
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import replace
 from typing import Any
 
@@ -92,8 +93,8 @@ def test_other_banks_digests_are_never_taken() -> None:
 
 def test_a_bank_is_named_once() -> None:
     """Two digests of one bank in an event: a reader of the first and a reader of the last would disagree."""
-    log = event_log(GOOD, ("sha256", "sha384"))
-    twice = log.replace(b"\x0c\x00" + GOOD[0].digest("sha384"), b"\x0b\x00" + GOOD[0].digest("sha256") + bytes(16))
+    digests = (b"\x0b\x00" + GOOD[0].digest("sha256"), b"\x0b\x00" + ROOTKIT.digest("sha256"))
+    twice = struct.pack("<III", 4, 0x0D, 2) + b"".join(digests) + struct.pack("<I", 0)
     with pytest.raises(Fault) as caught:
-        EventLog.parse(twice, "log")
+        EventLog.parse(event_log(GOOD, ("sha256", "sha384")) + twice, "log")
     assert caught.value.reason is Reason.EVENT_LOG_MALFORMED

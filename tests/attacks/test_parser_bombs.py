@@ -91,10 +91,10 @@ def test_sizes_inside_structures_are_bounded() -> None:
 
 
 def test_counts_of_selections_are_bounded() -> None:
-    one = selection((SHA256, (0,)))
-    at = QUOTE.index(selection((SHA256, tuple(range(8)))))
+    one, asked_for = selection((SHA256, (0,))), selection((SHA256, tuple(range(8))))
+    at = QUOTE.index(asked_for)
     for count in (5, 600, 0xFFFFFFFF):
-        bomb = QUOTE[:at] + struct.pack(">I", count) + one[4:] * min(count, 600)
+        bomb = QUOTE[:at] + struct.pack(">I", count) + one[4:] * min(count, 600) + QUOTE[at + len(asked_for) :]
         refused(lambda raw=bomb: Attest.parse(raw, AttestType.QUOTE, "a"), *MALFORMED)
 
 
@@ -108,7 +108,7 @@ def test_the_largest_log_is_replayed_within_the_budget() -> None:
 @pytest.mark.parametrize("size", [128 * 1024 + 1, 1 << 31, 0xFFFFFFFF])
 def test_events_that_promise_much_are_refused(size: int) -> None:
     head = struct.pack("<IIIH", 4, 0x0D, 1, 0x0B) + bytes(32) + struct.pack("<I", size)
-    refused(lambda: EventLog.parse(SPEC_ID + head + bytes(200_000), "log"), Reason.EVENT_LOG_MALFORMED)
+    refused(lambda: EventLog.parse(SPEC_ID + head + bytes(size % (1 << 18)), "log"), Reason.EVENT_LOG_MALFORMED)
     legacy = struct.pack("<II20xI", 0, 3, size)
     refused(lambda: EventLog.parse(legacy + bytes(200_000), "log"), Reason.EVENT_LOG_MALFORMED)
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from deploy.demo.tpm_maker import TpmMaker
@@ -43,9 +44,10 @@ def test_hardware_certificates_in_the_chain_do_not_help() -> None:
 
 def test_a_cross_signed_emulator_stays_virtual() -> None:
     """Where a path to both kinds of root exists, the weaker claim is the true one."""
-    cross = _cross_signed()
+    root, cross = _careless_maker()
     begin = SoftTpm(EMULATOR).begin(ek_chain=(*EMULATOR.chain, cross))
-    assert identify(begin, TRUST, NOW).attestation is AttestationClass.VIRTUAL
+    assert identify(begin, MakerTrust((root,), (EMULATOR.root,)), NOW).attestation is AttestationClass.VIRTUAL
+    assert identify(begin, MakerTrust((root,)), NOW).attestation is AttestationClass.HARDWARE  # so the path is good
 
 
 def test_an_emulators_root_that_is_not_pinned_is_nothing() -> None:
@@ -65,17 +67,34 @@ def test_a_real_emulator_is_virtual(recording: Recording) -> None:  # noqa: F811
     assert identify(recording.begin, trust, NOW).attestation is AttestationClass.VIRTUAL
 
 
-def _cross_signed() -> bytes:
-    """The emulator's intermediate once more, signed by the hardware maker's intermediate key: a careless maker."""
-    model = EMULATOR.intermediate
+def _careless_maker() -> tuple[x509.Certificate, bytes]:
+    """A hardware maker's root, and the emulator's intermediate once more, signed by that root."""
+    key, model = ec.generate_private_key(ec.SECP256R1()), EMULATOR.intermediate
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Careless Maker")])
+    root = _certificate(name, name, key.public_key(), HARDWARE.root, key)
+    cross = _certificate(name, model.subject, EMULATOR.intermediate_key.public_key(), model, key)
+    return root, cross.public_bytes(Encoding.DER)
+
+
+def _certificate(
+    issuer: x509.Name,
+    subject: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    model: x509.Certificate,
+    signer: ec.EllipticCurvePrivateKey,
+) -> x509.Certificate:
     builder = x509.CertificateBuilder(
-        issuer_name=HARDWARE.intermediate.subject,
-        subject_name=model.subject,
-        public_key=model.public_key(),
+        issuer_name=issuer,
+        subject_name=subject,
+        public_key=key,
         serial_number=x509.random_serial_number(),
         not_valid_before=model.not_valid_before_utc,
         not_valid_after=model.not_valid_after_utc,
     )
     for extension in model.extensions:
-        builder = builder.add_extension(extension.value, extension.critical)
-    return builder.sign(HARDWARE.intermediate_key, hashes.SHA256()).public_bytes(Encoding.DER)
+        if isinstance(extension.value, x509.BasicConstraints | x509.KeyUsage):
+            builder = builder.add_extension(extension.value, extension.critical)
+    issuer_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+    builder = builder.add_extension(issuer_id, critical=False)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    return builder.sign(signer, hashes.SHA256())
