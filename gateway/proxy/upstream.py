@@ -132,7 +132,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.write(data)
 
     def pause_reading(self) -> None:
-        if self._transport is not None and not self._reading_paused:
+        # An answer's last bytes may fill the client's buffer when this connection is the pool's again: the next that it
+        # is lent to must be read.
+        if self._transport is not None and self._sink is not None and not self._reading_paused:
             self._reading_paused = True
             self._transport.pause_reading()
 
