@@ -1,0 +1,111 @@
+"""What stands around a Sallyport in tests: etcd, nginx, an OPA server, a WebSocket service. All real, all on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from deploy.demo.free_ports import free_ports
+from tests.support.processes import Running, answers, running
+
+_NGINX = """
+daemon off;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log warn;
+worker_processes 1;
+events {{}}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/client;
+  proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
+  client_max_body_size 0;
+  gzip_min_length 1;
+  gzip_types text/plain;
+  gzip_http_version 1.0;
+  gzip_proxied any;
+  types {{ text/plain txt; }}
+  server {{
+    listen 127.0.0.1:{port};
+    root {folder}/root;
+    location /files/zipped/ {{ gzip on; }}
+    location /files/upload/ {{ dav_methods PUT; }}
+    location / {{ }}
+  }}
+}}
+"""
+
+
+@contextlib.contextmanager
+def etcd(folder: Path) -> Iterator[str]:
+    """The URL of an etcd, which keeps its data below `folder`."""
+    client, peer = (f"http://127.0.0.1:{port}" for port in free_ports(2))
+    words = ["etcd", "--data-dir", str(folder / "etcd"), "--log-level", "error"]
+    words += ["--listen-client-urls", client, "--advertise-client-urls", client]
+    words += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
+    words += ["--initial-cluster", f"default={peer}"]
+    with running(words, folder / "etcd.log") as process:
+        process.until(lambda: answers(f"{client}/health"), "etcd")
+        yield client
+
+
+class Nginx:
+    """An nginx that serves `root`, takes PUT below /files/upload/ and compresses what lies below /files/zipped/."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.root = folder / "root"
+        for name in ("upload", "zipped", "held"):
+            (self.root / "files" / name).mkdir(parents=True)
+        (self.port,) = free_ports(1)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._config = folder / "nginx.conf"
+        self._config.write_text(_NGINX.format(folder=folder, port=self.port))
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Nginx]:
+        # Its workers leave root's rights behind; the folders of a test are for its owner alone.
+        words = ["nginx", "-e", f"{self._config}.log", "-c", str(self._config), "-g", "user root;"]
+        with running(words, Path(f"{self._config}.out")) as process:
+            process.until(lambda: listens(self.port), "nginx")
+            yield self
+
+
+class OpaServer:
+    """`opa run --server`, started and stopped at will on one port."""
+
+    def __init__(self, folder: Path) -> None:
+        (self.port,) = free_ports(1)
+        self._log = folder / "opa.log"
+        self._process: Running | None = None
+
+    def start(self) -> None:
+        words = ["opa", "run", "--server", "--addr", f"127.0.0.1:{self.port}", "--log-level", "error"]
+        self._process = Running(words, self._log)
+        self._process.until(lambda: answers(f"http://127.0.0.1:{self.port}/health"), "opa")
+
+    def kill(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process = None
+
+
+@contextlib.contextmanager
+def echo_server(folder: Path) -> Iterator[str]:
+    """The URL of a service that echoes WebSocket messages."""
+    (port,) = free_ports(1)
+    words = [sys.executable, "-m", "tests.support.echo", str(port)]
+    with running(words, folder / "echo.log") as process:
+        process.until(lambda: listens(port), "the echo service")
+        yield f"http://127.0.0.1:{port}"
+
+
+def listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
