@@ -30,8 +30,8 @@ MAX_ANSWER_BYTES = 1 << 20
 _PAGE = 65_536
 _TICKS = 4  # per deadline: an evaluation is stopped after its time and at most a quarter more
 _FIRST_LOOK = 1024
-_TROUBLE = (wasmtime.Trap, wasmtime.WasmtimeError, BuiltinFault, MemoryError, KeyError)
-_to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+# Keys in one order: the order in which Wasm walks through an object depends on it.
+_to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode
 
 
 class WasmEngine:
@@ -48,7 +48,7 @@ class WasmEngine:
         try:
             self._module = wasmtime.Module(self._engine, compiled.wasm)
             self._instance: _Instance | None = self._instantiate()
-        except _TROUBLE as error:
+        except Exception as error:
             raise Fault(Reason.ENGINE_FAILED, "the compiled policy cannot be loaded", internal=str(error)) from error
         self._ticker = _Ticker(self._engine, settings.decision_timeout / _TICKS)
 
@@ -91,10 +91,11 @@ class WasmEngine:
         try:
             if self._instance is None:
                 self._instance = self._instantiate()
-            return _result(self._instance.evaluate(entrypoint, document, _TICKS + 1))
-        except _TROUBLE as error:
+            answer = self._instance.evaluate(entrypoint, document, _TICKS + 1)
+        except Exception as error:  # whatever went wrong, the instance is not to be trusted again
             self._discard()
             raise Fault(_reason(error), internal=str(error)[:1024]) from error
+        return _result(answer)
 
     def _discard(self) -> None:
         instance, self._instance = self._instance, None
