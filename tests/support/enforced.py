@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from foundation.identity import Heartbeat, PolicyPublished
 from gateway.api.authorise import PolicyAuthorizer
 from gateway.proxy.route import RouteTable
 from gateway.snapshot import PolicyPart, SnapshotStore
-from policies.lifecycle.revision import build, verify
+from policies.lifecycle.revision import Revision, build, verify
 from policies.lifecycle.signing import load_signing_key, parse_verifying_key
 from policies.lifecycle.workspace import read_workspace
 from policies.loading import load_engine
@@ -18,6 +19,12 @@ from policies.settings import PolicySettings
 from tests.support.installation import Installation
 
 STARTER = Path(__file__).parents[2] / "policies" / "starter"
+
+
+@functools.cache
+def _starter() -> Revision:
+    """Compiled once: the same workspace gives the same bytes."""
+    return build(read_workspace(STARTER), 1, 1, PolicySettings().compile)
 
 
 class Enforced:
@@ -34,8 +41,7 @@ class Enforced:
     async def load(self) -> None:
         """Build, sign, verify and enforce the starter's policy."""
         folder, settings = self._site.settings.folder, PolicySettings()
-        revision = await asyncio.to_thread(build, read_workspace(STARTER), 1, 1, settings.compile)
-        bundle = revision.signed(load_signing_key(folder / "policy.key"))
+        bundle = (await asyncio.to_thread(_starter)).signed(load_signing_key(folder / "policy.key"))
         loaded = verify(bundle, parse_verifying_key((folder / "policy.pub").read_bytes()), 0)
         engine = await load_engine(loaded.compiled, settings)
         self.store.publish_policy(PolicyPart(1, loaded.digest, engine, RouteTable(loaded.routes)))
