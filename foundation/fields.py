@@ -77,6 +77,13 @@ class Fields:
             raise self.fault(name, f"expected a whole number from {least} to {most}")
         return value
 
+    def number(self, name: str, *, least: float = 0.0, most: float = 2.0**53) -> float:
+        """A finite number, whole or not."""
+        value = self._get(name, _MISSING)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+            raise self.fault(name, f"expected a number from {least:g} to {most:g}")
+        return float(value)
+
     def duration(self, name: str, default: str = _MISSING) -> float:
         """Seconds, from a number with its unit: `250ms`, `60s`, `5m`, `1h`, `7d`."""
         match = _DURATION.fullmatch(self.text(name, default))

@@ -27,6 +27,7 @@ from foundation.identity import PolicyPublished
 from foundation.ports import AuditLog
 from foundation.reasons import Reason
 from foundation.storage.database import Database
+from foundation.wire.changes import MAX_BUNDLE_BYTES
 from pki.books import Books, Part, Work, read_numbers
 from pki.feed import RESTORE_SHIFT, Feed
 from pki.inventory import Inventory
@@ -39,7 +40,6 @@ from pki.signer import FileSigner, Signer
 from pki.tables import identities, numbers, policies
 from pki.tokens import Tokens, void_tokens
 
-MAX_BUNDLE_BYTES = 64 * 1024 * 1024
 _EPOCH_STEP = 1 << 32  # between the epochs of one restore and those of the next
 _RAISED = (Part.REVOCATIONS, Part.POSTURES, Part.INVENTORY)
 

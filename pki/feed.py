@@ -147,13 +147,16 @@ async def _latest(connection: AsyncConnection) -> Cursor:
 
 
 async def _read_after(connection: AsyncConnection, cursor: Cursor, latest: Cursor, fresh_at: float) -> Batch:
-    """The next page of each part that moved. Revocations come first: they are what somebody waits for."""
+    """The next page of each part that moved. Revocations come first, all of them: nothing that they
+    forbid is told before."""
     changes: list[Change] = []
     reached = latest
     if latest.revocations > cursor.revocations:
         rows = (await connection.execute(_revocations(cursor.revocations, latest.revocations, fresh_at))).all()
         changes += [_revocation(row) for row in rows]
         reached = _held(reached, rows, "revocations", "number")
+        if reached.revocations < latest.revocations:
+            return Batch(tuple(changes), replace(cursor, revocations=reached.revocations), False)
     if latest.deadlines > cursor.deadlines:
         rows = (await connection.execute(_postures(cursor))).all()
         changes += [_posture(row) for row in rows]

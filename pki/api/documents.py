@@ -6,7 +6,6 @@ Bytes are lower-case hex, times are seconds since the Unix epoch.
 from __future__ import annotations
 
 import base64
-import json
 from typing import Any
 
 from cryptography import x509
@@ -15,17 +14,9 @@ from foundation.api import Call
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.identifiers import Kind, SpiffeId, check_name
-from foundation.identity import (
-    Change,
-    Heartbeat,
-    IdentityChanged,
-    IdentityRecord,
-    PolicyPublished,
-    PostureChanged,
-    Revocation,
-    State,
-)
+from foundation.identity import State
 from foundation.reasons import Reason
+from foundation.wire.changes import record_document
 from pki.entries import Entry
 from pki.inventory import Description, Filter
 from pki.ledger import Certificate
@@ -40,35 +31,23 @@ _KINDS = tuple(kind.value for kind in Kind)
 
 def entry_document(entry: Entry) -> dict[str, Any]:
     """One inventory entry."""
-    return record_document(entry.record) | {
-        "attestation": entry.posture.attestation.value,
-        "verdict": entry.posture.verdict.value,
-        "attested_until": entry.attested_until,
-        "latched": entry.latched,
-        "ek_sha256": entry.ek_sha256.hex(),
-        "ak_name": entry.ak_name.hex(),
-        "current_serial": entry.current_serial,
-        "created_at": entry.created_at,
-        "updated_at": entry.updated_at,
-    }
-
-
-def record_document(record: IdentityRecord) -> dict[str, Any]:
-    """An identity's public record."""
-    return {
-        "id": str(record.id),
-        "kind": record.id.kind.value,
-        "name": record.id.name,
-        "state": record.state.value,
-        "epoch": record.epoch,
-        "roles": list(record.roles),
-        "tier": record.tier,
-        "region": record.region,
-        "site": record.site,
-        "segment": record.segment,
-        "labels": dict(record.labels),
-        "versions": dict(record.versions),
-    }
+    record = entry.record
+    named = {"kind": record.id.kind.value, "name": record.id.name}
+    return (
+        record_document(record)
+        | named
+        | {
+            "attestation": entry.posture.attestation.value,
+            "verdict": entry.posture.verdict.value,
+            "attested_until": entry.attested_until,
+            "latched": entry.latched,
+            "ek_sha256": entry.ek_sha256.hex(),
+            "ak_name": entry.ak_name.hex(),
+            "current_serial": entry.current_serial,
+            "created_at": entry.created_at,
+            "updated_at": entry.updated_at,
+        }
+    )
 
 
 def certificate_document(row: Certificate) -> dict[str, Any]:
@@ -85,11 +64,6 @@ def certificate_document(row: Certificate) -> dict[str, Any]:
     }
 
 
-def revocation_document(one: Revocation) -> dict[str, Any]:
-    """One revocation; `serial` is empty for an identity's."""
-    return {"number": one.number, "id": str(one.id), "serial": one.serial, "reason": one.reason, "at": one.at}
-
-
 def token_document(one: TokenRecord) -> dict[str, Any]:
     """One token, without its secret."""
     return {
@@ -100,28 +74,6 @@ def token_document(one: TokenRecord) -> dict[str, Any]:
         "minted_at": one.minted_at,
         "expires_at": one.expires_at,
     }
-
-
-def change_line(change: Change) -> bytes:
-    """One line of the feed. `gateway.feed` reads it."""
-    return json.dumps(_change(change), separators=(",", ":")).encode() + b"\n"
-
-
-def _change(change: Change) -> dict[str, Any]:
-    match change:
-        case Revocation():
-            return {"type": "revocation"} | revocation_document(change)
-        case PostureChanged():
-            posture = {"attestation": change.posture.attestation.value, "verdict": change.posture.verdict.value}
-            until = {"attested_until": change.attested_until}
-            return {"type": "posture", "number": change.number, "id": str(change.id)} | posture | until
-        case IdentityChanged():
-            return {"type": "identity", "number": change.number, "record": record_document(change.record)}
-        case PolicyPublished():
-            bundle = base64.b64encode(change.bundle).decode()
-            return {"type": "policy", "revision": change.revision, "bundle": bundle}
-        case Heartbeat():
-            return {"type": "heartbeat", "at": change.at, "numbers": change.numbers._asdict()}
 
 
 def pem(der: bytes) -> str:

@@ -9,6 +9,7 @@ from foundation.api import MAX_JSON_BYTES, Answer, ApiRoute, Call, Handler
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.reasons import Reason
+from foundation.wire.changes import revocation_document
 from pki.api.documents import (
     FILTERS,
     PAGING,
@@ -19,7 +20,6 @@ from pki.api.documents import (
     hex_after,
     limit_of,
     named_identity,
-    revocation_document,
     token_document,
     why_of,
 )

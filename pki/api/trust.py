@@ -9,18 +9,17 @@ from typing import Any
 from foundation.api import MAX_JSON_BYTES, OCTETS, Answer, ApiRoute, Call, Stream
 from foundation.identifiers import SpiffeId
 from foundation.identity import SnapshotNumbers
+from foundation.wire.changes import MAX_BUNDLE_BYTES, encode_change, revocation_document
 from pki.api.documents import (
     PAGING,
     certificate_document,
-    change_line,
     entry_document,
     limit_of,
     pem,
-    revocation_document,
     whole_number,
     why_of,
 )
-from pki.authority import MAX_BUNDLE_BYTES, Authority
+from pki.authority import Authority
 
 # Verifies a signed bundle and tells its revision. Raises `Fault(REVISION_*)`.
 VerifyBundle = Callable[[bytes], Awaitable[int]]
@@ -109,7 +108,7 @@ class TrustApi:
     @asynccontextmanager
     async def _lines(self, since: SnapshotNumbers | None) -> AsyncIterator[AsyncIterator[bytes]]:
         async with self._authority.feed.follow(since) as changes:
-            yield (change_line(change) async for change in changes)
+            yield (encode_change(change) async for change in changes)
 
     async def audit(self, call: Call) -> Answer:
         return Answer.of(dict(self._audit_head()))
