@@ -2,6 +2,10 @@
 
 Source: TCG EK Credential Profile v2.6 §3; RFC 5280. Time is a parameter, roots are values. What kind of TPM it is
 follows from the root alone: whatever chains to a `virtual` root is virtual, whatever its certificate says.
+
+Certificate policies may be critical, as in many makers' certificates: every policy is accepted (RFC 5280 §6.1.1, the
+user-initial-policy-set is any-policy), so they restrict nothing. Signatures with SHA-1 are refused; a maker whose root
+signed that way is pinned by its intermediate.
 """
 
 from __future__ import annotations
@@ -36,8 +40,14 @@ _UNDERSTOOD = frozenset(
         ExtensionOID.BASIC_CONSTRAINTS,
         ExtensionOID.KEY_USAGE,
         ExtensionOID.EXTENDED_KEY_USAGE,
+        ExtensionOID.CERTIFICATE_POLICIES,
     }
 )
+_ANY_CRITICALITY = verification.Criticality.AGNOSTIC
+_AUTHORITIES = verification.ExtensionPolicy.webpki_defaults_ca().may_be_present(
+    x509.CertificatePolicies, _ANY_CRITICALITY, None
+)
+_LEAVES = verification.ExtensionPolicy.permit_all().may_be_present(x509.CertificatePolicies, _ANY_CRITICALITY, None)
 _RSAES_OAEP = bytes.fromhex("06092a864886f70d010107")  # 1.2.840.113549.1.1.7 (RFC 4055 §4)
 
 
@@ -111,11 +121,14 @@ def classify(
     if not certificate.not_valid_before_utc <= at <= certificate.not_valid_after_utc:
         raise Fault(Reason.EK_CERTIFICATE_EXPIRED, field=path)
     # Virtual first: where a path to both exists, the weaker claim is the true one.
-    if _chains(certificate, chain, trust.virtual, at):
+    not_virtual = _objection(certificate, chain, trust.virtual, at)
+    if not not_virtual:
         return AttestationClass.VIRTUAL
-    if _chains(certificate, chain, trust.hardware, at):
+    not_hardware = _objection(certificate, chain, trust.hardware, at)
+    if not not_hardware:
         return AttestationClass.HARDWARE
-    raise Fault(Reason.EK_CHAIN_UNTRUSTED, field=path)
+    internal = f"virtual: {not_virtual}; hardware: {not_hardware}"
+    raise Fault(Reason.EK_CHAIN_UNTRUSTED, field=path, internal=internal)
 
 
 def _check_usages(extensions: x509.Extensions, path: str) -> None:
@@ -153,37 +166,38 @@ def _only(attributes: list[x509.NameAttribute[str | bytes]], oid: x509.ObjectIde
     return values[0]
 
 
-def _chains(
+def _objection(
     certificate: x509.Certificate,
     chain: tuple[x509.Certificate, ...],
     roots: tuple[x509.Certificate, ...],
     at: datetime.datetime,
-) -> bool:
+) -> str:
+    """Why the certificate does not chain to one of `roots`; empty when it does."""
     if not roots:
-        return False
+        return "no root is pinned"
     if _oaep_key(certificate) is None:
-        return _verifies(certificate, chain, roots, at)
+        return _path_objection(certificate, chain, roots, at)
     # cryptography's verifier knows no RSAES-OAEP keys: check the leaf's signature here, and let it verify the issuer.
-    return any(_issued(certificate, issuer) and _verifies(issuer, chain, roots, at) for issuer in (*roots, *chain))
+    issuers = [issuer for issuer in (*roots, *chain) if _issued(certificate, issuer)]
+    objections = [_path_objection(issuer, chain, roots, at) for issuer in issuers]
+    return "" if "" in objections else "; ".join(objections) or "its issuer is not at hand"
 
 
-def _verifies(
+def _path_objection(
     leaf: x509.Certificate,
     chain: tuple[x509.Certificate, ...],
     roots: tuple[x509.Certificate, ...],
     at: datetime.datetime,
-) -> bool:
+) -> str:
     """Path validation (RFC 5280 §6). The leaf's own extensions are `check_profile`'s matter: the Web's rules for end
     entities are not an EK's."""
-    authorities = verification.ExtensionPolicy.webpki_defaults_ca()
     builder = verification.PolicyBuilder().store(verification.Store(list(roots))).time(at)
-    builder = builder.max_chain_depth(MAX_CHAIN_DEPTH)
-    builder = builder.extension_policies(ca_policy=authorities, ee_policy=verification.ExtensionPolicy.permit_all())
+    builder = builder.max_chain_depth(MAX_CHAIN_DEPTH).extension_policies(ca_policy=_AUTHORITIES, ee_policy=_LEAVES)
     try:
         builder.build_client_verifier().verify(leaf, list(chain))
-    except (verification.VerificationError, *UNREADABLE):
-        return False
-    return True
+    except (verification.VerificationError, *UNREADABLE) as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
 def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:

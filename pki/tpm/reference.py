@@ -27,9 +27,8 @@ class PcrReference:
         """`logged` are the digests that the log extended into this PCR, `None` when no log explains its value."""
         if value in self.values:
             return True
-        if logged is None or not self.events:
-            return False
-        return self.required <= set(logged) <= self.events | self.required
+        known = self.events | self.required
+        return logged is not None and bool(known) and self.required <= set(logged) <= known
 
 
 @dataclass(frozen=True, slots=True)

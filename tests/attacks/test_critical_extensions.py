@@ -15,9 +15,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from deploy.demo.tpm_maker import TpmMaker
 from foundation.faults import Fault
+from foundation.identity import AttestationClass
 from foundation.reasons import Reason
 from pki.tpm.endorsement import MakerTrust
 from pki.tpm.verdict import identify
+from tests.support.authorities import authority, named
 from tests.support.soft_tpm import NOW, SoftTpm
 
 MAKER = TpmMaker.create()
@@ -40,7 +42,6 @@ def test_a_critical_directory_name_is_accepted() -> None:
     [
         x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.55555.1"), b"\x05\x00"),
         x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.9"), b"\x30\x00"),  # subjectDirectoryAttributes
-        POLICIES,
         CONSTRAINTS,
         x509.OCSPNoCheck(),
     ],
@@ -57,31 +58,32 @@ def test_any_other_is_refused_when_critical_and_ignored_when_not(extension: x509
     identify(tpm.begin(ek_certificate=_der(optional)), TRUST, NOW)
 
 
+def test_critical_certificate_policies_are_accepted_for_every_policy_is() -> None:
+    """As Infineon's, Intel's and STMicroelectronics' certificates have them (RFC 5280 §6.1.1: any-policy)."""
+    assert _identify_below(POLICIES) is AttestationClass.HARDWARE
+
+
 def test_an_unknown_critical_extension_of_an_authority_is_refused() -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.55555.1"), b"\x05\x00")
-    tpm = SoftTpm(MAKER)
-    rogue = _authority(key, unknown)
-    maker = replace(MAKER, intermediate=rogue, intermediate_key=key)
-    begin = tpm.begin(ek_certificate=_der(maker.certify_ek(tpm.ek.public_key())), ek_chain=(_der(rogue), *MAKER.chain))
     with pytest.raises(Fault) as caught:
-        identify(begin, TRUST, NOW)
+        _identify_below(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.55555.1"), b"\x05\x00"))
     assert caught.value.reason is Reason.EK_CHAIN_UNTRUSTED
+    assert "critical" in caught.value.internal
 
 
-def _authority(key: ec.EllipticCurvePrivateKey, extension: x509.ExtensionType) -> x509.Certificate:
-    model = MAKER.intermediate
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Another Intermediate")])
-    builder = x509.CertificateBuilder(
-        issuer_name=model.subject,
-        subject_name=name,
-        public_key=key.public_key(),
-        serial_number=x509.random_serial_number(),
-        not_valid_before=model.not_valid_before_utc,
-        not_valid_after=model.not_valid_after_utc,
+def _identify_below(extension: x509.ExtensionType) -> AttestationClass:
+    """An EK certificate by an authority that carries `extension`, critical."""
+    root_key, key, tpm = (
+        ec.generate_private_key(ec.SECP256R1()),
+        ec.generate_private_key(ec.SECP256R1()),
+        SoftTpm(MAKER),
     )
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    return MAKER.sign(builder.add_extension(extension, critical=True))
+    root = authority(named("Root"), root_key.public_key(), named("Root"), root_key)
+    intermediate = authority(named("Intermediate"), key.public_key(), root.subject, root_key, extension)
+    maker = replace(MAKER, intermediate=intermediate, intermediate_key=key)
+    builder = maker.ek_builder(tpm.ek.public_key())
+    leaf = maker.sign(builder.add_extension(POLICIES, critical=True))
+    begin = tpm.begin(ek_certificate=_der(leaf), ek_chain=(_der(intermediate),))
+    return identify(begin, MakerTrust(hardware=(root,)), NOW).attestation
 
 
 def _der(certificate: x509.Certificate) -> bytes:

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -20,6 +19,7 @@ from foundation.identity import AttestationClass
 from foundation.reasons import Reason
 from pki.tpm.endorsement import MakerTrust
 from pki.tpm.verdict import identify
+from tests.support.authorities import authority, named
 from tests.support.recorded import Recording, recording, recordings  # noqa: F401  # fixtures
 from tests.support.soft_tpm import NOW, SoftTpm
 from tests.support.swtpm import maker  # noqa: F401  # fixture
@@ -69,32 +69,7 @@ def test_a_real_emulator_is_virtual(recording: Recording) -> None:  # noqa: F811
 
 def _careless_maker() -> tuple[x509.Certificate, bytes]:
     """A hardware maker's root, and the emulator's intermediate once more, signed by that root."""
-    key, model = ec.generate_private_key(ec.SECP256R1()), EMULATOR.intermediate
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Careless Maker")])
-    root = _certificate(name, name, key.public_key(), HARDWARE.root, key)
-    cross = _certificate(name, model.subject, EMULATOR.intermediate_key.public_key(), model, key)
+    key, name = ec.generate_private_key(ec.SECP256R1()), named("Careless Maker")
+    root = authority(name, key.public_key(), name, key)
+    cross = authority(EMULATOR.intermediate.subject, EMULATOR.intermediate_key.public_key(), name, key)
     return root, cross.public_bytes(Encoding.DER)
-
-
-def _certificate(
-    issuer: x509.Name,
-    subject: x509.Name,
-    key: ec.EllipticCurvePublicKey,
-    model: x509.Certificate,
-    signer: ec.EllipticCurvePrivateKey,
-) -> x509.Certificate:
-    builder = x509.CertificateBuilder(
-        issuer_name=issuer,
-        subject_name=subject,
-        public_key=key,
-        serial_number=x509.random_serial_number(),
-        not_valid_before=model.not_valid_before_utc,
-        not_valid_after=model.not_valid_after_utc,
-    )
-    for extension in model.extensions:
-        if isinstance(extension.value, x509.BasicConstraints | x509.KeyUsage):
-            builder = builder.add_extension(extension.value, extension.critical)
-    issuer_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
-    builder = builder.add_extension(issuer_id, critical=False)
-    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-    return builder.sign(signer, hashes.SHA256())
