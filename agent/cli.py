@@ -66,7 +66,7 @@ def enrol(
         if key:
             settings = replace(settings, attestation={"tpm": "tpm", "software": "none"}.get(key) or _wrong_key(key))
         settings = replace(settings, node=node or settings.node)
-        store = NodeStore(settings.directory)
+        store = NodeStore(settings.directory, settings.pem)
         token = _read_token(token_file)
         with _progress(quiet=as_json) as report:
             identity = asyncio.run(enrol_node(settings, token, store, SystemClock(), report))
@@ -85,8 +85,9 @@ def renew(
     """Get a new certificate for a new key by a fresh quote."""
     with _failing_clearly():
         settings = _settings(config, directory, renewal=renewal, tcti=tcti)
-        store, clock = NodeStore(settings.directory), SystemClock()
+        store, clock = NodeStore(settings.directory, settings.pem), SystemClock()
         identity = store.identity()
+        store.write_pem(identity)  # a run that was stopped may have left the ones before
         due = not if_due or is_due(identity, clock) or store.pending() is not None
         if due:
             with _progress(quiet=as_json) as report:

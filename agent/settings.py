@@ -41,7 +41,8 @@ class Address:
 class AgentSettings:
     """Section `[agent]`. `authority` is the enrolment listener, `renewal` the authority's API, `gateway` the gateway's
     listener; each `host:port`, empty where this node does not use it. `ek` names an EK template, empty takes the first
-    with a certificate. `event_log` may be missing on disk: then the node sends none."""
+    with a certificate. `event_log` may be missing on disk: then the node sends none. `pem` is a folder where other
+    programs of this machine find certificate and key as PEM files."""
 
     directory: Path = Path("/var/lib/sallyport-agent")
     authority: Address | None = None
@@ -53,6 +54,7 @@ class AgentSettings:
     ek: str = ""
     event_log: Path = Path("/sys/kernel/security/tpm0/binary_bios_measurements")
     timeout: float = 30.0
+    pem: Path | None = None
 
     @classmethod
     def parse(cls, fields: Fields) -> AgentSettings:
@@ -69,6 +71,7 @@ class AgentSettings:
             ek=fields.one_of("ek", ("", *EK_TEMPLATES), ""),
             event_log=Path(fields.text("event_log", str(cls.event_log))),
             timeout=fields.duration("timeout", "30s"),
+            pem=Path(fields.text("pem")) if fields.has("pem") else None,
         )
         fields.finish()
         return settings

@@ -4,6 +4,10 @@ Laws held here:
 - certificate and key change together: both stand in one file, which is replaced in one step;
 - a second message is on disk before it is sent, so that a lost answer costs a repetition, not an enrolment;
 - files are 0600 in a folder of 0700. The key of a node with a TPM is of no use without that TPM.
+
+Where another program of this machine needs the identity (a gateway, a web server), it finds it in a folder of PEM
+files: `tls.pem` holds the key and behind it leaf and issuing CA, in one file so that they change together, and
+`root.pem` the authority's root.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import base64
 import fcntl
 import json
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,8 +72,10 @@ class Pending:
 class NodeStore:
     """The files in `folder`. Methods raise `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE)`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pem: Path | None = None) -> None:
+        """`pem` is the folder for other programs' PEM files; None writes none."""
         self._folder = folder
+        self._pem = pem
         self._identity = folder / "identity.json"
         self._pending = folder / "pending.json"
 
@@ -87,6 +94,18 @@ class NodeStore:
         """Replace the identity, and with it what was pending."""
         self._write(self._identity, {"issued": _b64(identity.issued.encode()), **_key_fields(identity.key)})
         self.drop_pending()
+        self.write_pem(identity)
+
+    def write_pem(self, identity: Identity) -> None:
+        """The PEM files for other programs, where they are asked for and differ."""
+        if self._pem is None:
+            return
+        *chain, root = (ssl.DER_cert_to_PEM_cert(der).encode() for der in identity.issued.chain)
+        make_private_folder(self._pem)
+        for name, content in (("root.pem", root), ("tls.pem", b"".join((identity.key.pem, *chain)))):
+            path = self._pem / name
+            if not path.exists() or read_secret(path) != content:
+                _write_secret(path, content)
 
     def pending(self) -> Pending | None:
         if not self._pending.exists():
@@ -130,10 +149,14 @@ class NodeStore:
 
     def _write(self, path: Path, content: dict[str, object]) -> None:
         make_private_folder(self._folder)
-        try:
-            write_secret(path, json.dumps({"version": _VERSION, **content}, indent=1).encode())
-        except OSError as error:
-            raise Fault(Reason.FILE_UNREADABLE, error.strerror or "cannot be written", field=str(path)) from error
+        _write_secret(path, json.dumps({"version": _VERSION, **content}, indent=1).encode())
+
+
+def _write_secret(path: Path, content: bytes) -> None:
+    try:
+        write_secret(path, content)
+    except OSError as error:
+        raise Fault(Reason.FILE_UNREADABLE, error.strerror or "cannot be written", field=str(path)) from error
 
 
 def _read(path: Path) -> Fields:

@@ -35,9 +35,16 @@ class Remote:
     def parse(cls, server: str, pair: KeyPair, ca: Path) -> Remote:
         """`server` is `host:port` or `[IPv6]:port`. Raises `Fault(SETTING_INVALID)`."""
         host, _, port = server.rpartition(":")
-        if not host or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        host = host.removeprefix("[").removesuffix("]")
+        number = int(port) if port.isascii() and port.isdecimal() and len(port) <= 5 else 0
+        if not host or any(c in host for c in "/@ []?#") or not 0 < number < 65536:
             raise Fault(Reason.SETTING_INVALID, "expected host:port", field="server")
-        return cls(host.removeprefix("[").removesuffix("]"), int(port), pair, ca)
+        return cls(host, number, pair, ca)
+
+    @property
+    def address(self) -> str:
+        """`host:port`, as it stands in a URL (RFC 3986 §3.2)."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class ApiClient:
@@ -99,7 +106,7 @@ class ApiClient:
         return http.client.HTTPSConnection(host, port, timeout=self._timeout, context=context)
 
     def _where(self) -> str:
-        return str(self._target) if isinstance(self._target, Path) else f"{self._target.host}:{self._target.port}"
+        return str(self._target) if isinstance(self._target, Path) else self._target.address
 
     @staticmethod
     def _json(answer: bytes) -> Any:

@@ -29,7 +29,8 @@ HTTP_1_1 = ("http/1.1",)
 
 
 class KeyPair(NamedTuple):
-    """PEM files: a certificate with its chain below the root, leaf first, and its unencrypted PKCS #8 key (0600)."""
+    """PEM files: a certificate with its chain below the root, leaf first, and its unencrypted PKCS #8 key (0600). Both
+    may be one file."""
 
     certificate: Path
     key: Path
@@ -105,17 +106,17 @@ def _harden(context: ssl.SSLContext) -> None:
 def _load_pair(context: ssl.SSLContext, pair: KeyPair, present: bytes = b"") -> bytes:
     read_secret(pair.key)  # refuses a key that others may read; OpenSSL would not
     try:
-        chain = pair.certificate.read_bytes()
+        certificates = x509.load_pem_x509_certificates(pair.certificate.read_bytes())
+        chain = b"".join(each.public_bytes(Encoding.PEM) for each in certificates)  # a key beside them stays there
         with tempfile.NamedTemporaryFile() as file:  # OpenSSL reads chains from files alone
             file.write(chain + present)
             file.flush()
             # An empty passphrase: without one OpenSSL would ask at the terminal and wait.
             context.load_cert_chain(file.name, pair.key, password="")
-        leaf = x509.load_pem_x509_certificate(chain)
     except (OSError, ValueError) as error:
         where = f"{pair.certificate}, {pair.key}"
         raise Fault(Reason.FILE_UNREADABLE, "not a certificate with its PKCS #8 key", field=where) from error
-    return spki_sha256(leaf)
+    return spki_sha256(certificates[0])
 
 
 def _load_roots(context: ssl.SSLContext, roots: bytes) -> None:

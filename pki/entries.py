@@ -18,6 +18,9 @@ from foundation.reasons import Reason
 SHA256_BYTES = 32
 MAX_TEXT = 256
 MAX_ROLES = 32
+NAMES_LABEL = "names"
+"""Of a gateway: the DNS names and IP addresses, separated by commas, that its certificate vouches for. Whoever sets it
+says for which names nodes believe this gateway, which is more than adding an entry: only an update may."""
 _MOST_COUNTED = 2**63 - 1  # milliseconds: 292 million years
 
 
@@ -175,6 +178,16 @@ def check_attested(entry: Entry, holder: SpiffeId | None, attested: Attested) ->
     check_counters(entry.counters, attested.counters)
 
 
+def gateway_names(entry: Entry) -> tuple[str, ...]:
+    """The names that the certificate of `entry`, a gateway, vouches for. Raises `Fault(PROFILE_REFUSED)` when nobody
+    has given it any: an entry and a token alone make no gateway."""
+    names = tuple(name.strip() for name in entry.record.labels.get(NAMES_LABEL, "").split(",") if name.strip())
+    if not names:
+        detail = f"the gateway has no label `{NAMES_LABEL}`, which an operator of the role security gives it"
+        raise Fault(Reason.PROFILE_REFUSED, detail, field="labels")
+    return names
+
+
 def posture_changes(entry: Entry, attested: Attested) -> bool:
     """Whether a passed attestation changes facts, or moves a deadline alone. The first one always is a fact."""
     return entry.posture_number == 0 or entry.posture != Posture(attested.attestation, Verdict.PASSED)
@@ -194,6 +207,8 @@ def _labels(fields: Fields) -> dict[str, str]:
     labels = fields.mapping("labels", {}, most=64)
     if any(len(text) > MAX_TEXT for pair in labels.items() for text in pair):
         raise fields.fault("labels", f"expected keys and values of at most {MAX_TEXT} characters")
+    if NAMES_LABEL in labels:
+        raise fields.fault("labels", f"the label `{NAMES_LABEL}` is given by an update of the entry, not with it")
     return labels
 
 

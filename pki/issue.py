@@ -67,7 +67,7 @@ class IssueRequest:
 
     attested: what attestation proved just now; None where none is asked (operators, services, servers).
     token: to be spent. renews: the serial (hex) that must still be the identity's newest; empty when it need not.
-    lifetime: seconds, 0 for the profile's own. names: DNS names and IP addresses, for the profile `server` alone."""
+    lifetime: seconds, 0 for the profile's own. names: DNS names and IP addresses, for gateways and servers alone."""
 
     identity: SpiffeId
     profile: ProfileName

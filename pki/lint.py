@@ -94,7 +94,7 @@ def _extensions(certificate: x509.Certificate, terms: Terms, issuer: Issuer) -> 
         ("extensions or their criticality are not the profile's (§4.2)", criticality == _CRITICAL),
         ("it is a CA (§4.2.1.9)", constraints.ca is False and constraints.path_length is None),
         ("the key usage is not digitalSignature alone (§4.2.1.3)", _usage(found) == _NO_USAGE_BUT_SIGNING),
-        ("the extended key usage is not the profile's (§4.2.1.12)", usages == [terms.profile.speaks]),
+        ("the extended key usage is not the profile's (§4.2.1.12)", usages == list(terms.profile.speaks)),
         ("the authority key identifier is not the issuer's", authority.key_identifier == issuer.key_identifier),
         ("the subject key identifier has not 160 bits", len(subject.digest) == 20),
         ("the attestation is not the recorded one", certified_attestation(certificate) == attestation),
@@ -109,7 +109,7 @@ def _names(names: x509.SubjectAlternativeName, terms: Terms) -> list[_Rule]:
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     return [
         ("the SPIFFE ID is not the only URI (X509-SVID §2)", uris == [str(terms.identity)]),
-        ("DNS names and addresses are not the settings'", sorted(dns + addresses) == sorted(asked)),
+        ("DNS names and addresses are not the decided ones", sorted(dns + addresses) == sorted(asked)),
         ("there are names of another type", len(list(names)) == len(uris) + len(dns) + len(addresses)),
         ("there are names that the profile forbids", terms.profile.named or not asked),
     ]

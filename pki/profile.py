@@ -48,23 +48,24 @@ class ProfileName(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Profile:
     """One row. `lifetime` is what is given when nothing is asked, `longest` the most that may be asked, in seconds.
-    `kinds` are the identities it may be issued to. `named` profiles also carry DNS names and IP addresses, which come
-    from settings. `speaks` is the extended key usage (RFC 5280 §4.2.1.12)."""
+    `kinds` are the identities it may be issued to. `named` profiles also carry DNS names and IP addresses: a server's
+    come from settings, a gateway's from its inventory entry (`pki.entries.gateway_names`). `speaks` are the extended
+    key usages (RFC 5280 §4.2.1.12)."""
 
     name: ProfileName
     kinds: tuple[Kind, ...]
     lifetime: int
     longest: int
-    speaks: x509.ObjectIdentifier
+    speaks: tuple[x509.ObjectIdentifier, ...]
     named: bool = False
 
 
-_CLIENT, _SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
+_CLIENT, _SERVER = (ExtendedKeyUsageOID.CLIENT_AUTH,), (ExtendedKeyUsageOID.SERVER_AUTH,)
 PROFILES: dict[ProfileName, Profile] = {
     row.name: row
     for row in (
         Profile(ProfileName.NODE, (Kind.NODE,), HOUR, 24 * HOUR, _CLIENT),
-        Profile(ProfileName.GATEWAY, (Kind.GATEWAY,), HOUR, 24 * HOUR, _CLIENT),
+        Profile(ProfileName.GATEWAY, (Kind.GATEWAY,), HOUR, 24 * HOUR, _CLIENT + _SERVER, named=True),
         Profile(ProfileName.SERVICE, (Kind.SERVICE,), HOUR, 24 * HOUR, _CLIENT),
         Profile(ProfileName.OPERATOR, (Kind.OPERATOR,), 8 * HOUR, 24 * HOUR, _CLIENT),
         Profile(ProfileName.SERVER, (Kind.GATEWAY,), 30 * 24 * HOUR, 90 * 24 * HOUR, _SERVER, named=True),
@@ -165,7 +166,7 @@ def san(terms: Terms) -> x509.SubjectAlternativeName:
     """The names of the certificate. Raises `Fault(PROFILE_REFUSED)`."""
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(terms.identity))]
     if bool(terms.names) is not terms.profile.named or len(terms.names) > MAX_NAMES:
-        raise _refused("DNS names and IP addresses belong to the profile server, at most 64", "names")
+        raise _refused("DNS names and IP addresses belong to gateways and servers, from 1 to 64", "names")
     names.extend(_server_name(name) for name in terms.names)
     return x509.SubjectAlternativeName(names)
 
@@ -216,7 +217,7 @@ def _extensions(terms: Terms, issuer: Issuer) -> list[tuple[x509.ExtensionType, 
     return [
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (_KEY_USAGE, True),
-        (x509.ExtendedKeyUsage([terms.profile.speaks]), False),
+        (x509.ExtendedKeyUsage(terms.profile.speaks), False),
         (san(terms), False),  # not critical, for the subject is not empty (RFC 5280 §4.2.1.6)
         (x509.AuthorityKeyIdentifier(issuer.key_identifier, None, None), False),
         (x509.SubjectKeyIdentifier(key_identifier(terms.spki)), False),

@@ -25,6 +25,7 @@ from pki.enrol.judgement import Proven
 from pki.enrol.origin import Origin, Refusals
 from pki.enrol.sessions import Session, Sessions
 from pki.enrol.settings import EnrolmentSettings
+from pki.entries import gateway_names
 from pki.issue import Answer, IssuedCertificate, IssueRequest
 from pki.profile import Lifetimes, ProfileName
 
@@ -120,6 +121,9 @@ class SecondMessages:
             return kept[-1]
 
         identity = session.identity
+        names: tuple[str, ...] = ()
+        if identity.kind is Kind.GATEWAY:  # from our own record: a request never says its names
+            names = gateway_names(await self._authority.inventory.get(identity))
         await self._authority.issue(
             IssueRequest(
                 identity=identity,
@@ -129,6 +133,7 @@ class SecondMessages:
                 attested=proven.attested,
                 token=session.token,
                 renews=session.renews,
+                names=names,
                 answer=Answer(key, compose),
             )
         )
