@@ -18,6 +18,7 @@ from foundation.wire.enrolment import Begin, Issued, Token
 from pki.enrol.origin import Origin
 from pki.enrol.settings import RateSettings
 from pki.entries import Expected
+from pki.inventory import Description
 from pki.revocation import RevocationReason
 from tests.support.installation import installation, post
 from tests.support.node import HERE, caller_of, node_id, software_node, tpm_node
@@ -57,9 +58,22 @@ async def test_an_announced_tpm_needs_no_token(tmp_path: Path, swtpm: EmulatedTp
 
 async def test_a_gateway_enrols_like_a_node(tmp_path: Path, swtpm: EmulatedTpm, maker: TpmMaker) -> None:
     async with installation(tmp_path / "site", virtual=(maker.root,)) as site:
+        gateway = site.id("eu-1", Kind.GATEWAY)
+        await site.authority.inventory.add(Expected(gateway), "ada")
         with tpm_node(swtpm, "eu-1") as node:
-            issued = await node.enrol(site, await site.token("eu-1", Kind.GATEWAY))
+            token = await site.token("eu-1", Kind.GATEWAY)
+            with pytest.raises(Fault) as caught:
+                await node.enrol(site, token)
+            assert caught.value.reason is Reason.PROFILE_REFUSED  # an entry and a token alone make no gateway
+            await site.authority.inventory.describe(
+                gateway, Description(labels={"names": "eu.example, 10.0.0.1"}), "ada"
+            )
+            issued = await node.enrol(site, token)
     assert issued.spiffe_id == "spiffe://fleet.example/gateway/eu-1"
+    names = x509.load_der_x509_certificate(issued.chain[0]).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    assert names.value.get_values_for_type(x509.DNSName) == ["eu.example"]
 
 
 async def test_an_attestation_may_end_before_its_certificate(
