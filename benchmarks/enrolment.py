@@ -27,7 +27,7 @@ from deploy.demo.tpm_maker import TpmMaker
 from foundation.clock import SystemClock
 from foundation.wire.enrolment import Token
 
-COMMAND = "make bench ARGS=enrolment"
+COMMAND = "python -m benchmarks.run enrolment"
 TIMED, COUNTED = 7, 50
 IDLE_SECONDS = 3.0
 _LET_IN = """

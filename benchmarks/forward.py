@@ -30,7 +30,7 @@ from policies.lifecycle.workspace import read_workspace
 from policies.model import CanonicalRequest, Query, Staleness
 from tests.support.workspaces import fleet_workspace
 
-COMMAND = "make bench ARGS=forward"
+COMMAND = "python -m benchmarks.run forward"
 NODES, CONNECTIONS, ROUTES, PATHS = 1000, 64, 200, 5000
 ROLES = tuple(f"role-{i}" for i in range(8))
 PAIRS, SECONDS = 5, 4.0

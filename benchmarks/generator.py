@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Generator:
         words: list[str | Path] = [self.binary, "-target", f"127.0.0.1:{port}"]
         words += ["-ca", self.roots, "-certs", self.certificates, "-requests", self.requests]
         words += ["-connections", str(self.connections), "-rate", str(rate)]
-        words += ["-warmup", f"{warmup}s", "-duration", f"{seconds}s"]
+        words += ["-warmup", f"{warmup}s", "-duration", f"{seconds}s", "-seed", str(secrets.randbits(30))]
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=seconds + warmup + 60)
         if done.returncode:
             raise RuntimeError(done.stderr)

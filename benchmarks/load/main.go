@@ -36,6 +36,7 @@ type plan struct {
 	duration    time.Duration
 	rate        float64
 	zipf        float64
+	seed        int64
 }
 
 type tally struct {
@@ -56,8 +57,9 @@ func main() {
 	duration := flag.Duration("duration", 5*time.Second, "time that is counted")
 	rate := flag.Float64("rate", 0, "requests per second over all connections; 0 is as many as are answered")
 	zipf := flag.Float64("zipf", 1.1, "exponent of the draw among requests")
+	seed := flag.Int64("seed", 1, "of the draws; which requests a connection likes best does not depend on it")
 	flag.Parse()
-	p := plan{*target, *ca == "", nil, nil, *connections, *warmup, *duration, *rate, *zipf}
+	p := plan{*target, *ca == "", nil, nil, *connections, *warmup, *duration, *rate, *zipf, *seed}
 	must(checkLoopback(*target))
 	must(p.loadRequests(*requests, *name))
 	must(p.loadCertificates(*ca, *certs, *name))
@@ -149,9 +151,9 @@ func (p *plan) run() (tally, time.Duration) {
 // connection asks until end, dialling anew after an error.
 func (p *plan) connection(i int, start, end time.Time) tally {
 	t := tally{statuses: map[int]int{}}
-	random := rand.New(rand.NewSource(int64(i) + 1))
+	order := rand.New(rand.NewSource(int64(i) + 1)).Perm(len(p.requests))
+	random := rand.New(rand.NewSource(p.seed<<32 + int64(i)))
 	draw := rand.NewZipf(random, p.zipf, 1, uint64(len(p.requests)-1))
-	order := random.Perm(len(p.requests))
 	var conn net.Conn
 	var reader *bufio.Reader
 	interval := time.Duration(0)
