@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from foundation.clock import Clock
@@ -36,6 +37,7 @@ from pki.tpm import verdict
 from pki.tpm.credential import ENTROPY_BYTES, Credential, make_credential
 
 _PURPOSE = "enrol"
+MAX_IDENTIFIED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class NativeEnrolment:
         self._refusals = refusals
         self._clock = clock
         self._rate = RateTable(settings.rate.burst, settings.rate.per_minute)
+        self._identified: OrderedDict[bytes, verdict.TpmIdentity] = OrderedDict()
 
     async def begin(self, raw: bytes, origin: Origin) -> bytes:
         """The raw CHALLENGE that answers the raw BEGIN. Raises `Fault`, as its sender may be told."""
@@ -93,7 +96,7 @@ class NativeEnrolment:
         return await self._second.answer(raw, _PURPOSE, origin, self._judge)
 
     async def _challenge_tpm(self, raw: bytes, message: Begin, token: TokenUse | None, origin: Origin) -> bytes:
-        tpm = self._identify(message)
+        tpm = self._identify(raw, message)
         applicant = await self._admit(message, token, tpm.ek_sha256)
         secret = new_secret()
         credential = make_credential(tpm.ek, tpm.keys.ak.name, secret, secrets.token_bytes(ENTROPY_BYTES))
@@ -145,17 +148,25 @@ class NativeEnrolment:
         message = Begin.parse(session.first_message)
         if message.attestation == "none":
             return judge_software(message, session_id, session, evidence)
-        # Read again from the very bytes of the first message: what was challenged is what is judged.
-        tpm = self._identify(message)
+        # By the very bytes of the first message: what was challenged is what is judged.
+        tpm = self._identify(session.first_message, message)
         entry = await self._authority.inventory.get(session.identity)
         asked = asked_of(session_id, session, entry, self._settings)
         found = judge_tpm(tpm.keys, asked, evidence, self._trust.reference_for(entry), self._settings)
         until = self._second.attested_until(session.identity)
         return attested_by(found, tpm.attestation, until, tpm.ek_sha256, tpm.keys)
 
-    def _identify(self, message: Begin) -> verdict.TpmIdentity:
-        tpm = verdict.identify(message, self._trust.makers, self._clock.now())
-        check_class(tpm.attestation, self._settings)
+    def _identify(self, raw: bytes, message: Begin) -> verdict.TpmIdentity:
+        """The verdict on a first message, kept for the second: it is most of what an enrolment costs. Another process
+        comes to the same."""
+        digest = hashlib.sha256(raw).digest()
+        tpm = self._identified.pop(digest, None)
+        if tpm is None:
+            tpm = verdict.identify(message, self._trust.makers, self._clock.now())
+            check_class(tpm.attestation, self._settings)
+        self._identified[digest] = tpm
+        if len(self._identified) > MAX_IDENTIFIED:
+            self._identified.popitem(last=False)
         return tpm
 
     def _check_rate(self, origin: Origin) -> None:

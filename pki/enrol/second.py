@@ -89,16 +89,15 @@ class SecondMessages:
     async def _answer_once(
         self, key: bytes, raw: bytes, purpose: str, origin: Origin, judge: Judge, caller: Caller | None
     ) -> bytes:
-        # 1. The same message again gets the same certificate.
-        kept = await self._authority.ledger.recall(key)
-        if kept is not None:
-            return kept
         session: Session | None = None
         known = False
         try:
-            # 2. The session is over now.
+            # 1. The session is over now.
             message = Complete.parse(raw)
             session = await self._sessions.take(message.session, purpose)
+            # 2. The same message again gets the same certificate.
+            if session is None:
+                return await self._recall(key)
             check_holder(session, caller)
             # 3. We are still who began.
             if not hmac.compare_digest(session.server_spki_sha256, origin.server_spki_sha256):
@@ -112,6 +111,12 @@ class SecondMessages:
             return await self._issue(key, session, proven)
         except Fault as fault:
             raise await self._refuse(fault, purpose, origin, session, known) from fault
+
+    async def _recall(self, key: bytes) -> bytes:
+        kept = await self._authority.ledger.recall(key)
+        if kept is None:
+            raise Fault(Reason.SESSION_UNKNOWN, field="complete.session")
+        return kept
 
     async def _issue(self, key: bytes, session: Session, proven: Proven) -> bytes:
         kept: list[bytes] = []

@@ -80,14 +80,12 @@ class Sessions:
             raise Fault(Reason.OVERLOADED)
         return session_id
 
-    async def take(self, session_id: bytes, purpose: str) -> Session:
-        """The session, which is over now: whatever comes of it, it was the one attempt. Raises
-        `Fault(SESSION_UNKNOWN)`."""
+    async def take(self, session_id: bytes, purpose: str) -> Session | None:
+        """The session, which is over now: whatever comes of it, it was the one attempt. None when there is none, or it
+        was begun for another purpose."""
         raw = await self._hot.take(_PREFIX + session_id.hex())
         session = Session.decode(raw) if raw is not None else None
-        if session is None or session.purpose != purpose:
-            raise Fault(Reason.SESSION_UNKNOWN, field="complete.session")
-        return session
+        return session if session and session.purpose == purpose else None
 
 
 def new_nonce() -> bytes:
