@@ -60,6 +60,9 @@ class SpiffeId:
             )
         check_name(self.name)
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # each request looks its identity up several times; names tell almost all apart
+
     def __str__(self) -> str:
         return f"{_SCHEME}{self.trust_domain}/{self.kind.value}/{self.name}"
 

@@ -45,6 +45,7 @@ class ClientConnection(asyncio.Protocol):
         "due",
         "identity",
         "identity_line",
+        "identity_text",
         "peer",
         "serial",
         "services",
@@ -130,7 +131,8 @@ class ClientConnection(asyncio.Protocol):
         if registry.connections_of(peer.id) >= settings.connections_per_identity:
             raise Fault(Reason.OVERLOADED, "too many connections of this identity")
         self.peer, self.identity, self.serial = peer, peer.id, peer.serial
-        self.identity_line = b"x-sallyport-identity: %b\r\n" % str(peer.id).encode("ascii")
+        self.identity_text = str(peer.id)
+        self.identity_line = b"x-sallyport-identity: %b\r\n" % self.identity_text.encode("ascii")
         registry.connected(self)
         self._registered = True
 
@@ -196,7 +198,7 @@ class ClientConnection(asyncio.Protocol):
             services.metrics.answered("", told.reason, told.reason.status, 0.0)
             self.answered(keep=keep, unread=unread)
 
-        entry = entry_of(decision, self.peer, method, target, None, services.clock.now())
+        entry = entry_of(decision, self.identity_text, method, target, None, services.clock.now())
         services.records.before(entry, answer)
 
     # --- what the exchange calls --------------------------------------------------------------------------

@@ -126,7 +126,7 @@ class HttpExchange:
     def _record(self, decision: Decision) -> None:
         self._decision = decision
         head, now = self._head, self._services.clock.now()
-        entry = entry_of(decision, self._connection.peer, head.method, head.target, self._route, now)
+        entry = entry_of(decision, self._connection.identity_text, head.method, head.target, self._route, now)
         self._services.records.before(entry, self._recorded)
 
     def _recorded(self, fault: Fault | None) -> None:
@@ -165,7 +165,7 @@ class HttpExchange:
         head = self._head
         if head.length > self._route.max_body:
             return Fault(Reason.BODY_TOO_LARGE, f"at most {self._route.max_body} bytes")
-        if head.upgrade and head.upgrade.decode("ascii", "replace") not in self._route.upgrades:
+        if head.upgrade and head.upgrade.decode("ascii") not in self._route.upgrades:
             return Fault(Reason.UPGRADE_REFUSED)
         if head.upgrade and self._connection.has_unread:
             return Fault(Reason.UPGRADE_REFUSED, "bytes came before the upgrade was answered")

@@ -41,6 +41,7 @@ class Sorted(NamedTuple):
     control: dict[bytes, bytes]
 
 
+PASS = Role.PASS
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
 _FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
 _HOP = frozenset(
@@ -188,7 +189,7 @@ def sort(fields: Iterable[Field], ambiguous: Reason) -> Sorted:
     singles: set[bytes] | None = None
     for name, value in fields:
         kind, lower = role(name)
-        if kind is Role.PASS:
+        if kind is PASS:
             passed.append((name, value))
         elif kind is Role.SINGLE:
             singles = singles or set()
@@ -202,6 +203,11 @@ def sort(fields: Iterable[Field], ambiguous: Reason) -> Sorted:
     if named is not None:
         passed = _without_nominated(passed, named, ambiguous)
     return Sorted(passed, control)
+
+
+def is_token(text: bytes) -> bool:
+    """Whether `text` is a token (RFC 9110 §5.6.2)."""
+    return _TOKEN.fullmatch(text) is not None
 
 
 def tokens(value: bytes) -> list[bytes]:

@@ -376,7 +376,7 @@ def _upgrade(control: dict[bytes, bytes], connection: list[bytes], method: bytes
     if asked is None and b"upgrade" not in connection:
         return b""
     wanted = headers.tokens(asked or b"")
-    if b"upgrade" not in connection or len(wanted) != 1 or method != b"GET":
+    if b"upgrade" not in connection or len(wanted) != 1 or method != b"GET" or not headers.is_token(wanted[0]):
         raise Fault(Reason.UPGRADE_REFUSED, "expected a GET with one protocol in Upgrade and in Connection")
     return wanted[0]
 

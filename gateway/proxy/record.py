@@ -10,12 +10,12 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from hashlib import blake2b
 
 from foundation.faults import Fault
 from foundation.identity import SnapshotNumbers
 from foundation.ports import DecisionEntry, DecisionRecorder
-from gateway.proxy.identify import Peer
 from policies.model import Decision, Denial, Query
 from policies.routes import Route, RouteClass
 
@@ -57,23 +57,23 @@ def _follow(then: Then, fault: Fault | None) -> None:
 
 
 def entry_of(
-    decision: Decision, peer: Peer, method: bytes, target: bytes, route: Route | None, at: float
+    decision: Decision, identity: str, method: bytes, target: bytes, route: Route | None, at: float
 ) -> DecisionEntry:
     """The entry that says what was decided on whose request. `at` is seconds since the Unix epoch."""
-    query = decision.query
+    query, denied = decision.query, isinstance(decision, Denial)
     return DecisionEntry(
         id=decision.id,
         at=at,
-        allow=not isinstance(decision, Denial),
-        reasons=tuple(reason.code for reason in decision.reasons),
-        identity=str(peer.id),
+        allow=not denied,
+        reasons=tuple([reason.code for reason in decision.reasons]),
+        identity=identity,
         route=route.name if route is not None else "",
         method=method.decode("latin-1"),
         target=target.decode("latin-1"),
         grant="" if isinstance(decision, Denial) else decision.grant,
         numbers=decision.numbers,
         critical=route is not None and route.route_class is RouteClass.CRITICAL,
-        input=None if query is None else lambda: frozen(query),
+        input=None if query is None else partial(frozen, query),
         input_key=b"" if query is None else input_key(query, decision.numbers),
     )
 
@@ -84,17 +84,11 @@ def frozen(query: Query) -> bytes:
 
 
 def input_key(query: Query, numbers: SnapshotNumbers) -> bytes:
-    """Equal for equal inputs alone: with the same numbers an identity's facts are the same."""
-    request = query.request
-    parts = (
-        numbers,
-        query.now,
-        query.identity.id,
-        query.route,
-        request.method,
-        request.host,
-        request.upgrade,
-        request.target,
-        query.staleness,
+    """Equal for equal inputs alone: with the same numbers an identity's facts are the same. The target comes last, and
+    nothing before it holds a space."""
+    request, (policy, revocations, postures, inventory) = query.request, numbers
+    facts = (
+        f"{policy} {revocations} {postures} {inventory} {query.now} {query.identity.id} {query.route} "
+        f"{query.staleness.value} {request.method} {request.host} {request.upgrade} "
     )
-    return blake2b(repr(parts).encode(), digest_size=16).digest()
+    return blake2b(facts.encode() + request.target, digest_size=16).digest()

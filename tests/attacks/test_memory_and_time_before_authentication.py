@@ -50,7 +50,7 @@ async def test_a_handshake_has_a_bounded_time(tmp_path: Path) -> None:
         slow = await strangers(plane, 20)
         for reader, writer in slow:
             writer.write(b"\x16\x03\x01")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(15):
                 assert await ended(reader) == b""
         await plane.until(lambda: not plane.listener._handshakes)
 

@@ -51,7 +51,7 @@ async def watching(tmp_path: Path, method: str = "GET") -> AsyncIterator[tuple[D
 
 
 async def assert_cut(plane: DataPlane, client: RawClient, upstream: Watched) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(15):
         assert await client.ended() == b""  # no last chunk
         await upstream.ended.wait()
     assert plane.registry.open_count == 0

@@ -105,6 +105,8 @@ async def test_an_upstream_that_switches_otherwise_is_refused(tmp_path: Path, an
         ("GET", ("Connection: upgrade", "Upgrade: h2c")),
         ("GET", ("Connection: upgrade",)),
         ("GET", ("Upgrade: websocket",)),
+        ("GET", ("Connection: upgrade", "Upgrade: web\xe9socket")),
+        ("GET", ("Connection: upgrade", "Upgrade: web socket")),
     ],
 )
 async def test_what_is_not_exactly_an_allowed_upgrade_is_not_sent_as_one(

@@ -36,6 +36,7 @@ from tests.fakes.trust import HARDWARE, TRUST_DOMAIN, FakeEngine, record, spiffe
 from tests.support.certificates import SmallAuthority
 
 HOST = "control.example"
+PATIENCE = 15.0  # seconds after which a test gives up; no test waits for them
 
 
 class Recorded:
@@ -118,7 +119,8 @@ class RawClient:
         return Answered(status, headers, body)
 
     async def head(self) -> tuple[int, list[tuple[str, str]]]:
-        raw = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        async with asyncio.timeout(PATIENCE):
+            raw = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         first, *lines = raw.split("\r\n")[:-2]
         pairs = [line.partition(":") for line in lines]
         return int(first.split(" ")[1]), [(name.lower(), value.strip()) for name, _, value in pairs]
@@ -134,7 +136,8 @@ class RawClient:
     async def ended(self) -> bytes:
         """What comes until the connection ends, however it ends."""
         with contextlib.suppress(ConnectionError, ssl.SSLError):
-            return await self.reader.read()
+            async with asyncio.timeout(PATIENCE):
+                return await self.reader.read()
         return b""
 
     async def send_until_full(self, block: bytes, most: int) -> int:
@@ -220,7 +223,7 @@ class DataPlane:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for what the data plane does by itself."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while not condition():  # noqa: ASYNC110  # the data plane tells nobody
                 await asyncio.sleep(0.001)  # the data plane tells nobody
 
