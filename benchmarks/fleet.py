@@ -51,9 +51,9 @@ async def opened(config: Path) -> AsyncIterator[Authority]:
     async with AsyncExitStack() as stack:
         audit = await MerkleAuditLog.open(settings.audit, clock)
         stack.push_async_callback(audit.close)
-        database = await Database.open(settings.storage)
+        database = await Database.open(settings.authority_sections.storage)
         stack.push_async_callback(database.close)
-        yield await Authority.open(settings.authority, database, audit, clock)
+        yield await Authority.open(settings.authority_sections.authority, database, audit, clock)
 
 
 async def enlist(authority: Authority, fleet: tuple[Expected, ...], certified: int, tokens: int, folder: Path) -> None:

@@ -28,6 +28,7 @@ _SECTIONS = (
     "policy",
     "gateway",
     "upstream_authority",
+    "agent",
 )
 
 
@@ -41,9 +42,11 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SystemSettings:
-    """Section `[sallyport]`. `profile` `production` forces hardware TPMs, TPM-held keys and reference values."""
+    """Section `[sallyport]`. `role` is what this machine does: `authority`, `gateway` (of an authority elsewhere), or
+    `all`. `profile` `production` forces hardware TPMs, TPM-held keys and reference values."""
 
     trust_domain: str
+    role: Role = Role.ALL
     profile: str = "development"
     state: Path = Path("state")
 
@@ -51,6 +54,7 @@ class SystemSettings:
     def parse(cls, fields: Fields) -> SystemSettings:
         settings = cls(
             trust_domain=SpiffeId(fields.text("trust_domain"), Kind.NODE, "check").trust_domain,
+            role=Role(fields.one_of("role", tuple(Role), Role.ALL)),
             profile=fields.one_of("profile", ("development", "production"), "development"),
             state=Path(fields.text("state", "state")),
         )
@@ -78,6 +82,7 @@ class Configuration:
         return self.path.parent
 
 
+# `sallyport init` writes it.
 TEMPLATE = """\
 # Sallyport. Every setting that is not here has a safe default; docs/reference/settings.md lists them all.
 # A wrong or unknown setting stops the start with its name. Check a change with `sallyport doctor --config {path}`.
@@ -123,6 +128,59 @@ socket = "{state}/sallyport.sock"   # for this machine's root
 [gateway.listener]
 host = "{host}"
 port = {gateway_port}
+
+[policy]
+engine = "wasm"                 # or "opa": a real OPA server, see [policy.opa]
+
+[health]
+port = {health_port}            # /healthz, /readyz, /metrics, on loopback
+"""
+
+
+# `sallyport join` writes it.
+GATEWAY_TEMPLATE = """\
+# Sallyport, a gateway of an authority elsewhere. Every setting that is not here has a safe default;
+# docs/reference/settings.md lists them all. A wrong or unknown setting stops the start with its name.
+# Check a change with `sallyport doctor --config {path}`.
+
+[sallyport]
+role = "gateway"
+trust_domain = "{trust_domain}"
+profile = "development"
+state = "{state}"
+
+[upstream_authority]
+api = "{authority_api}"         # its API, by a name that its certificate bears
+certificate = "{state}/identity/tls.pem"    # ours: key and chain; the section [agent] keeps it
+root = "{state}/identity/root.pem"
+policy_key = "{state}/policy.pub"           # revisions that it did not sign are refused
+
+[agent]                         # how this gateway enrols and renews, as any node does
+directory = "{state}/agent"
+pem = "{state}/identity"
+authority = "{authority_enrolment}"
+node = "{name}"
+attestation = "none"            # a key in software; the authority's `without_tpm` has to name gateway/{name}
+
+[audit]
+directory = "{state}/audit"
+
+[decisions]
+directory = "{state}/decisions"
+total_size = "1GiB"             # at this bound the oldest segments go, counted
+
+[api]
+host = "{host}"
+port = {api_port}
+socket = "{state}/sallyport.sock"   # for this machine's root
+
+[gateway.listener]
+host = "{host}"
+port = {gateway_port}
+
+[gateway.staleness]             # how long facts serve without a heartbeat of the authority, by the route's class
+stale_after = "30s"
+expired_after = "1h"
 
 [policy]
 engine = "wasm"                 # or "opa": a real OPA server, see [policy.opa]

@@ -4,7 +4,8 @@ Laws held here:
 - a policy revision is enforced only when its signature verifies and its number is above the floor; one that does not
   load leaves the revision before in force, and the refusal is on the audit log;
 - the floor is on disk before the revision is enforced, so that a restart cannot take an older one;
-- a broken feed ages the facts (`gateway.fleet.staleness`); it never removes them, and it never adds one.
+- a broken feed ages the facts (`gateway.fleet.staleness`); it never removes them, and it never adds one;
+- what was kept from before a restart goes through the same hands as what the authority sends.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from foundation.clock import Clock
 from foundation.faults import Fault
@@ -20,38 +22,84 @@ from foundation.identity import Change, Heartbeat, PolicyPublished, SnapshotNumb
 from foundation.ports import AuditEvent, AuditLog, ChangeFeed
 from gateway.snapshot import PolicyPart, SnapshotStore
 
-RETRY_FIRST, RETRY_LAST = 0.2, 15.0
+RETRY_FIRST, RETRY_LAST = 0.2, 5.0
 _LOG = logging.getLogger(__name__)
 
 # Verifies, raises the floor on disk and loads a published bundle. Raises `Fault` with the reason of the refusal.
 LoadPolicy = Callable[[PolicyPublished], Awaitable[PolicyPart]]
 
 
+class Kept(Protocol):
+    """Where changes outlive this process (`gateway.keep`)."""
+
+    def recall(self) -> tuple[Change, ...]: ...
+
+    def keep(self, change: Change) -> None: ...
+
+
 class Follower:
     """Applies changes in order until cancelled. `caught_up` is set once facts and policy are whole."""
 
-    def __init__(self, feed: ChangeFeed, store: SnapshotStore, load: LoadPolicy, audit: AuditLog, clock: Clock) -> None:
+    def __init__(
+        self,
+        feed: ChangeFeed,
+        store: SnapshotStore,
+        load: LoadPolicy,
+        audit: AuditLog,
+        clock: Clock,
+        kept: Kept | None = None,
+    ) -> None:
         self._feed = feed
         self._store = store
         self._load = load
         self._audit = audit
         self._clock = clock
+        self._kept = kept
         self._numbers: SnapshotNumbers | None = None
         self.caught_up = asyncio.Event()
 
     async def run(self) -> None:
         """Follow; on any break, wait a growing and jittered time and continue from the last number."""
+        await self._recall()
         wait = RETRY_FIRST
         while True:
             try:
-                async with self._feed.follow(self._numbers) as changes:
+                async with self._feed.follow(self._since()) as changes:
                     async for change in changes:
-                        await self._apply(change)
+                        await self._take(change)
                         wait = RETRY_FIRST
             except (Fault, OSError) as error:
                 _LOG.warning("the authority's feed broke: %s", error)
             await self._clock.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not a secret
             wait = min(wait * 2, RETRY_LAST)
+
+    def _since(self) -> SnapshotNumbers | None:
+        """Where to go on: at the last heartbeat, but with policy at what is enforced, so that a revision which did not
+        load is tried again."""
+        enforced = self._store.current.policy
+        return self._numbers and self._numbers._replace(policy=enforced.revision if enforced else 0)
+
+    async def _recall(self) -> None:
+        """Begin with what was known before."""
+        if self._kept is None:
+            return
+        try:
+            known = await asyncio.to_thread(self._kept.recall)
+        except Fault as fault:
+            _LOG.error("what was known before the restart is of no use: %s", fault)
+            await self._audit.append(AuditEvent("facts.discarded", "gateway", "facts", fault.reason.code))
+            return
+        for change in known:
+            await self._apply(change)
+
+    async def _take(self, change: Change) -> None:
+        await self._apply(change)
+        if self._kept is not None and not self._is_refused(change):
+            self._kept.keep(change)
+
+    def _is_refused(self, change: Change) -> bool:
+        enforced = self._store.current.policy
+        return isinstance(change, PolicyPublished) and (enforced is None or enforced.revision != change.revision)
 
     async def _apply(self, change: Change) -> None:
         if isinstance(change, PolicyPublished):

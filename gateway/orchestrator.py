@@ -1,18 +1,24 @@
 """Builds every part from the settings, starts them in order, stops them in reverse. The only place that joins packages.
 
-Order: records → authority → facts and policy → data plane → listeners → health. A part that cannot start stops the
-start, with its reason. Whatever runs is owned by one task group: when one part fails, all stop.
+Order: records → authority (here, or the way to it) → facts and policy → data plane → listeners → health. A part that
+cannot start stops the start, with its reason. Whatever runs is owned by one task group: when one part fails, all stop.
+
+| role | authority | facts come from | listeners |
+|---|---|---|---|
+| all | here | its feed, in process | enrolment, API, data plane |
+| authority | here | its feed, in process: its API is decided by policy too | enrolment, API |
+| gateway | elsewhere | its feed over HTTPS, and what was kept on disk | API of operators, data plane |
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import socket
-import ssl
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +35,28 @@ from foundation.decisionlog.settings import DecisionLogSettings
 from foundation.faults import Fault
 from foundation.files import make_private_folder
 from foundation.hotstate.memory import HotStateSettings, MemoryHotState
+from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import AttestationClass
+from foundation.ports import AuditEvent, ChangeFeed, IdentityDirectory
 from foundation.reasons import Reason
 from foundation.serving import serve_api, serve_unix
 from foundation.storage.database import Database
 from foundation.storage.settings import StorageSettings
 from foundation.telemetry import Telemetry, TelemetrySettings
-from foundation.tls import KeyPair, server_context
+from foundation.tls import KeyPair
 from foundation.trusttime import TrustTime
 from gateway.api.authorise import PolicyAuthorizer
 from gateway.api.operators import OperatorsApi
 from gateway.api.settings import ApiSettings
-from gateway.configuration import Configuration, SystemSettings
+from gateway.configuration import Configuration, Role, SystemSettings
+from gateway.directory import SnapshotDirectory
 from gateway.enforce import Enforcer
+from gateway.feed import HttpFeed, UpstreamAuthoritySettings
 from gateway.fleet.staleness import StalenessSettings
 from gateway.follow import Follower
 from gateway.health import HealthSettings, health_app
+from gateway.identity import Certificates, Renewal, agent
+from gateway.keep import KeptFacts
 from gateway.metrics import GatewayMetrics
 from gateway.proxy.decide import Decider
 from gateway.proxy.listener import Listener
@@ -75,17 +87,36 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """Every part's own settings, parsed before anything starts, so that a wrong one changes nothing."""
+class AuthoritySections:
+    """The settings of an authority on this machine."""
 
-    system: SystemSettings
-    telemetry: TelemetrySettings
     storage: StorageSettings
-    audit: AuditSettings
-    decisions: DecisionLogSettings
     hot_state: HotStateSettings
     authority: AuthoritySettings
     enrolment: EnrolmentSettings
+
+    @classmethod
+    def parse(cls, configuration: Configuration, *, production: bool) -> AuthoritySections:
+        section = configuration.section
+        return cls(
+            storage=StorageSettings.parse(section("storage")),
+            hot_state=HotStateSettings.parse(section("hotstate")),
+            authority=AuthoritySettings.parse(section("authority")),
+            enrolment=EnrolmentSettings.parse(section("enrolment"), production=production),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every part's own settings, parsed before anything starts, so that a wrong one changes nothing. `authority` is its own
+    settings where it is on this machine, and where to find it otherwise."""
+
+    path: Path
+    system: SystemSettings
+    telemetry: TelemetrySettings
+    audit: AuditSettings
+    decisions: DecisionLogSettings
+    authority: AuthoritySections | UpstreamAuthoritySettings
     api: ApiSettings
     policy: PolicySettings
     listener: GatewayListenerSettings
@@ -94,20 +125,19 @@ class Settings:
     health: HealthSettings
 
     @classmethod
-    def parse(cls, configuration: Configuration) -> Settings:
-        """Raises `Fault(SETTING_INVALID | SETTING_UNKNOWN)` with the setting's path."""
+    def parse(cls, configuration: Configuration, role: Role | None = None) -> Settings:
+        """`role` goes over the file's. Raises `Fault(SETTING_INVALID | SETTING_UNKNOWN)` with the setting's path."""
         section = configuration.section
         system = SystemSettings.parse(section("sallyport"))
+        system = replace(system, role=role or system.role)
         gateway = section("gateway")
         settings = cls(
+            path=configuration.path,
             system=system,
             telemetry=TelemetrySettings.parse(section("telemetry")),
-            storage=StorageSettings.parse(section("storage")),
             audit=AuditSettings.parse(section("audit")),
             decisions=DecisionLogSettings.parse(section("decisions")),
-            hot_state=HotStateSettings.parse(section("hotstate")),
-            authority=AuthoritySettings.parse(section("authority")),
-            enrolment=EnrolmentSettings.parse(section("enrolment"), production=system.is_production),
+            authority=_authority(configuration, system),
             api=ApiSettings.parse(section("api")),
             policy=PolicySettings.parse(section("policy")),
             listener=GatewayListenerSettings.parse(gateway.section("listener", optional=True)),
@@ -117,6 +147,25 @@ class Settings:
         )
         gateway.finish()
         return settings
+
+    @property
+    def authority_sections(self) -> AuthoritySections:
+        """Raises `Fault(SETTING_INVALID)` where this machine holds no authority."""
+        if isinstance(self.authority, UpstreamAuthoritySettings):
+            raise Fault(Reason.SETTING_INVALID, "the authority is elsewhere", field="sallyport.role")
+        return self.authority
+
+    @property
+    def policy_key_file(self) -> Path:
+        if isinstance(self.authority, UpstreamAuthoritySettings):
+            return self.authority.policy_key
+        return self.authority.authority.folder / "policy.pub"
+
+
+def _authority(configuration: Configuration, system: SystemSettings) -> AuthoritySections | UpstreamAuthoritySettings:
+    if system.role is Role.GATEWAY:
+        return UpstreamAuthoritySettings.parse(configuration.section("upstream_authority"))
+    return AuthoritySections.parse(configuration, production=system.is_production)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +181,26 @@ class _Base:
 
 
 @dataclass(frozen=True, slots=True)
-class _AuthorityParts:
-    authority: Authority
-    enrolment: EnrolmentService
+class _Source:
+    """The authority as the rest of this process sees it, here or elsewhere: the feed of facts, who is who (None: by the
+    snapshot), our own certificate and what renews it, and what only an authority serves."""
+
+    feed: ChangeFeed
+    certificates: Certificates
+    keep_certificate: Callable[[], Coroutine[Any, Any, None]]
+    directory: IdentityDirectory | None = None
+    routes: tuple[ApiRoute, ...] = ()
+    enrolment_routes: tuple[ApiRoute, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _GatewayParts:
-    """The data plane over one snapshot store."""
+    """Decisions over one snapshot store, and the data plane. `kept` is None where the authority is here: its database
+    keeps everything."""
 
     store: SnapshotStore
     follower: Follower
+    kept: KeptFacts | None
     registry: Registry
     listener: Listener
     authorizer: PolicyAuthorizer
@@ -150,28 +208,27 @@ class _GatewayParts:
 
 
 class Orchestrator:
-    """One process of authority and gateway. `run` returns when `stop` is set and everything has ended."""
+    """One process of the role that the settings name. `run` returns when `stop` is set and everything has ended."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.started = asyncio.Event()
-        self._contexts: dict[str, ssl.SSLContext] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Start everything, serve until `stop`, drain, stop everything. Raises `Fault` when a part cannot start."""
         async with AsyncExitStack() as stack:
             base = await self._open_base(stack)
-            authority = await self._open_authority(stack, base)
-            gateway = self._build_gateway(base, authority)
-            background = (
-                base.time.run(),
-                gateway.follower.run(),
-                gateway.registry.run(),
-                self._keep_certificate(authority, base),
-            )
+            source = await self._open_source(stack, base)
+            gateway = self._build_gateway(base, source)
+            background = [base.time.run, gateway.follower.run, gateway.registry.run, source.keep_certificate]
+            if gateway.kept is not None:
+                background.append(gateway.kept.run)
             await stack.enter_async_context(_running(*background))
-            await gateway.follower.caught_up.wait()
-            await self._listen(stack, base, authority, gateway)
+            await self._serve_health(stack, base, source, gateway)
+            await _either(gateway.follower.caught_up, stop)
+            if stop.is_set():
+                return
+            await self._listen(stack, base, source, gateway)
             self.started.set()
             await stop.wait()
             await gateway.listener.drain(DRAIN_SECONDS)
@@ -190,36 +247,67 @@ class Orchestrator:
         metrics = GatewayMetrics(telemetry.registry)
         decisions = await DecisionLog.open(settings.decisions, time, audit, metrics.dropped)
         stack.push_async_callback(decisions.close)
-        policy_key = parse_verifying_key((settings.authority.folder / "policy.pub").read_bytes())
+        policy_key = parse_verifying_key(_read(settings.policy_key_file))
         return _Base(telemetry, time, audit, decisions, metrics, policy_key)
 
-    async def _open_authority(self, stack: AsyncExitStack, base: _Base) -> _AuthorityParts:
-        settings = self._settings
-        database = await Database.open(settings.storage)
+    async def _open_source(self, stack: AsyncExitStack, base: _Base) -> _Source:
+        settings = self._settings.authority
+        if isinstance(settings, UpstreamAuthoritySettings):
+            return self._reach_authority(base, settings)
+        return await self._open_authority(stack, base, settings)
+
+    async def _open_authority(self, stack: AsyncExitStack, base: _Base, here: AuthoritySections) -> _Source:
+        database = await Database.open(here.storage)
         stack.push_async_callback(database.close)
-        authority = await Authority.open(settings.authority, database, base.audit, base.time)
-        hot = MemoryHotState(settings.hot_state, base.time)
+        authority = await Authority.open(here.authority, database, base.audit, base.time)
         enrolment = EnrolmentService.make(
             authority,
-            hot,
+            MemoryHotState(here.hot_state, base.time),
             base.audit,
             base.time,
-            settings=settings.enrolment,
-            lifetimes=settings.authority.lifetimes,
-            trust=load_trust(settings.enrolment),
+            settings=here.enrolment,
+            lifetimes=here.authority.lifetimes,
+            trust=load_trust(here.enrolment),
         )
-        await renew_server_certificate(authority, settings.authority, base.time)
-        self._load_contexts()
-        return _AuthorityParts(authority, enrolment)
+        await renew_server_certificate(authority, here.authority, base.time)
+        folder = here.authority.folder
+        certificates = Certificates(KeyPair(folder / "server.pem", folder / "server.key"), folder / "root.pem")
+        certificates.load()
+        return _Source(
+            feed=authority.feed,
+            certificates=certificates,
+            keep_certificate=lambda: _keep_server_certificate(certificates, authority, here.authority, base.time),
+            directory=Standing(authority, enrolment.use),
+            routes=(
+                *_authority_routes(base, authority, here.authority.trust_domain),
+                *renewal_routes(enrolment.renewal),
+            ),
+            enrolment_routes=tuple(enrolment_routes(enrolment.enrolment)),
+        )
 
-    def _build_gateway(self, base: _Base, parts: _AuthorityParts) -> _GatewayParts:
+    def _reach_authority(self, base: _Base, elsewhere: UpstreamAuthoritySettings) -> _Source:
+        settings, api = self._settings, elsewhere.api
+        certificates = Certificates(api.pair, api.ca)
+        certificates.load()
+        authority = SpiffeId(settings.system.trust_domain, Kind.GATEWAY, elsewhere.identity)
+        renew = ("renew", "--if-due", "--config", str(settings.path), "--renewal", api.address, "--json")
+        return _Source(
+            feed=HttpFeed(api.address, authority, certificates.client, base.time.heard),
+            certificates=certificates,
+            keep_certificate=Renewal(certificates, renew, base.time).run,
+        )
+
+    def _build_gateway(self, base: _Base, source: _Source) -> _GatewayParts:
         settings, store = self._settings, SnapshotStore()
         record = recording(base.decisions, base.time)
         registry = Registry(base.time, record)
         store.listen(registry.changed)
         base.metrics.watch(store, registry)
-        enforcer = Enforcer(settings.policy, base.policy_key, settings.system.state / "policy.floor")
-        follower = Follower(parts.authority.feed, store, enforcer, base.audit, base.time)
+        state = settings.system.state
+        enforcer = Enforcer(settings.policy, base.policy_key, state / "policy.floor")
+        is_here = isinstance(settings.authority, AuthoritySections)
+        kept = None if is_here else KeptFacts(state / "facts", store.present, base.time)
+        follower = Follower(source.feed, store, enforcer, base.audit, base.time, kept)
         decider = Decider(store, base.time, settings.staleness, Obligations(base.time), base.decisions.ids)
         services = ConnectionServices(
             settings.listener,
@@ -235,75 +323,91 @@ class Orchestrator:
         return _GatewayParts(
             store,
             follower,
+            kept,
             registry,
-            Listener(lambda: self._contexts[_CLIENTS_PROVEN], services),
+            Listener(source.certificates.proven, services),
             PolicyAuthorizer(store, base.time, base.audit, base.decisions.ids, record),
             OperatorsApi(store, registry, base.decisions, base.time, lambda: _waits_for(store, follower)),
         )
 
-    async def _listen(self, stack: AsyncExitStack, base: _Base, parts: _AuthorityParts, gateway: _GatewayParts) -> None:
-        settings = self._settings
+    # --- listening ----------------------------------------------------------------------------------
+
+    async def _serve_health(self, stack: AsyncExitStack, base: _Base, source: _Source, gateway: _GatewayParts) -> None:
+        def certificate() -> str:
+            return "a valid certificate of our own" if source.certificates.expired(base.time.now()) else ""
+
+        waits = {
+            "policy and facts": lambda: _waits_for(gateway.store, gateway.follower),
+            "certificate": certificate,
+            "listeners": lambda: "" if self.started.is_set() else "the start",
+        }
+        health = health_app(base.telemetry.registry, waits)
+        settings = self._settings.health
+        await stack.enter_async_context(_serve_plain(health, settings.host, settings.port))
+
+    async def _listen(self, stack: AsyncExitStack, base: _Base, source: _Source, gateway: _GatewayParts) -> None:
+        settings, certificates = self._settings, source.certificates
         domain = settings.system.trust_domain
-        routes = [*self._authority_routes(base, parts), *gateway.operators.routes()]
+        routes = [*source.routes, *gateway.operators.routes()]
         bearer = BearerVerifier(settings.api.issuers) if settings.api.issuers else None
-        standing = Standing(parts.authority, parts.enrolment.use)
-        callers = CertificateCallers(domain, standing, base.time, bearer)
+        directory = source.directory or SnapshotDirectory(gateway.store)
+        callers = CertificateCallers(domain, directory, base.time, bearer)
         api = api_application(routes, callers.identify, gateway.authorizer, clock=base.time)
         local = api_application(routes, LocalCallers(domain).identify, gateway.authorizer, clock=base.time)
-        enrolment = public_application(enrolment_routes(parts.enrolment.enrolment), clock=base.time)
-        health = health_app(
-            base.telemetry.registry, {"policy and facts": lambda: _waits_for(gateway.store, gateway.follower)}
-        )
-        proven, strangers = (lambda: self._contexts[_CLIENTS_PROVEN]), (lambda: self._contexts[_STRANGERS])
         enter = stack.enter_async_context
-        await enter(serve_api(enrolment, strangers, settings.enrolment.host, settings.enrolment.port))
-        await enter(serve_api(api, proven, settings.api.host, settings.api.port))
+        if isinstance(settings.authority, AuthoritySections):
+            enrolment, where = (
+                public_application(source.enrolment_routes, clock=base.time),
+                settings.authority.enrolment,
+            )
+            await enter(serve_api(enrolment, certificates.strangers, where.host, where.port))
+        await enter(serve_api(api, certificates.proven, settings.api.host, settings.api.port))
         await enter(serve_unix(local, settings.api.socket))
-        await enter(_serve_plain(health, settings.health.host, settings.health.port))
         stack.push_async_callback(gateway.listener.close)
-        gateway.listener.start(_listening_socket(settings.listener))
-
-    def _authority_routes(self, base: _Base, parts: _AuthorityParts) -> list[ApiRoute]:
-        async def verify_bundle(bundle: bytes) -> int:
-            return (await asyncio.to_thread(verify, bundle, base.policy_key, 0)).number
-
-        def audit_head() -> Mapping[str, Any]:
-            return base.audit.head.to_json()
-
-        routes = authority_routes(
-            parts.authority,
-            self._settings.system.trust_domain,
-            verify_bundle=verify_bundle,
-            audit_head=audit_head,
-        )
-        return [*routes, *renewal_routes(parts.enrolment.renewal)]
-
-    # --- certificates of our own listeners ----------------------------------------------------------
-
-    def _load_contexts(self) -> None:
-        """Read certificate and key anew; connections from now on get them."""
-        folder = self._settings.authority.folder
-        pair, root = KeyPair(folder / "server.pem", folder / "server.key"), (folder / "root.pem").read_bytes()
-        self._contexts = {
-            _CLIENTS_PROVEN: server_context(pair, client_roots=root),
-            # Strangers know the root by its hash alone: they are shown it.
-            _STRANGERS: server_context(pair, client_roots=None, present=root),
-        }
-
-    async def _keep_certificate(self, parts: _AuthorityParts, base: _Base) -> None:
-        while True:
-            await base.time.sleep(SERVER_CERTIFICATE_CHECKED_EVERY)
-            if await renew_server_certificate(parts.authority, self._settings.authority, base.time):
-                self._load_contexts()
+        if settings.system.role is not Role.AUTHORITY:
+            gateway.listener.start(_listening_socket(settings.listener))
 
 
-_CLIENTS_PROVEN, _STRANGERS = "clients proven", "strangers"
+def _authority_routes(base: _Base, authority: Authority, trust_domain: str) -> list[ApiRoute]:
+    async def verify_bundle(bundle: bytes) -> int:
+        return (await asyncio.to_thread(verify, bundle, base.policy_key, 0)).number
+
+    def audit_head() -> Mapping[str, Any]:
+        return base.audit.head.to_json()
+
+    return authority_routes(authority, trust_domain, verify_bundle=verify_bundle, audit_head=audit_head)
+
+
+async def _keep_server_certificate(
+    certificates: Certificates, authority: Authority, settings: AuthoritySettings, time: TrustTime
+) -> None:
+    while True:
+        await time.sleep(SERVER_CERTIFICATE_CHECKED_EVERY)
+        if await renew_server_certificate(authority, settings, time):
+            certificates.load()
 
 
 def _waits_for(store: SnapshotStore, follower: Follower) -> str:
+    """What is missing before this process can decide; empty when nothing is."""
     if not follower.caught_up.is_set():
         return "the authority's facts"
     return "" if store.current.policy is not None else "a policy revision"
+
+
+async def _either(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
 
 
 def _listening_socket(settings: GatewayListenerSettings) -> socket.socket:
@@ -327,10 +431,10 @@ async def _serve_plain(application: web.Application, host: str, port: int) -> As
 
 
 @asynccontextmanager
-async def _running(*parts: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def _running(*parts: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
     """Run `parts` for as long as the block does. When one fails, the block is cancelled and the failure raised."""
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(part) for part in parts]
+        tasks = [group.create_task(part()) for part in parts]
         try:
             yield
         finally:
@@ -341,21 +445,41 @@ async def _running(*parts: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 async def initialise_all(settings: Settings, workspace: Path) -> Initialised:
     """`sallyport init`: the audit log, the authority, and revision 1 of the policy from `workspace`. What a run that
     was stopped left is taken up again. Raises `Fault(CONFLICT)` when there is an authority."""
-    clock = SystemClock()
+    clock, here = SystemClock(), settings.authority_sections
     make_private_folder(settings.system.state)
     if not settings.audit.key_path.exists():
         MerkleAuditLog.create(settings.audit, clock)
     async with AsyncExitStack() as stack:
         audit = await MerkleAuditLog.open(settings.audit, clock)
         stack.push_async_callback(audit.close)
-        database = await Database.open(settings.storage)
+        database = await Database.open(here.storage)
         stack.push_async_callback(database.close)
-        made = await initialise(settings.authority, database, audit, clock)
-        authority = await Authority.open(settings.authority, database, audit, clock)
+        made = await initialise(here.authority, database, audit, clock)
+        authority = await Authority.open(here.authority, database, audit, clock)
         least = AttestationClass.HARDWARE if settings.system.is_production else AttestationClass.NONE
         first = await asyncio.to_thread(
             build, read_workspace(workspace, least), 1, int(clock.now()), settings.policy.compile
         )
-        bundle = first.signed(load_signing_key(settings.authority.folder / "policy.key"))
+        bundle = first.signed(load_signing_key(here.authority.folder / "policy.key"))
         await authority.publish_policy(1, bundle, "init")
     return made
+
+
+async def join(settings: Settings, token_file: Path) -> str:
+    """`sallyport join`: the audit log, and this gateway's identity from the authority that the token names. The SPIFFE
+    ID. What a run that was stopped left is taken up again. Raises `Fault` with what refuses."""
+    clock = SystemClock()
+    make_private_folder(settings.system.state)
+    parse_verifying_key(_read(settings.policy_key_file))
+    if not settings.audit.key_path.exists():
+        MerkleAuditLog.create(settings.audit, clock)
+    told = await agent("enrol", "--token-file", str(token_file), "--config", str(settings.path), "--json")
+    identity = SpiffeId.parse(str(json.loads(told)["spiffe_id"]))
+    if (identity.trust_domain, identity.kind) != (settings.system.trust_domain, Kind.GATEWAY):
+        raise Fault(Reason.SETTING_INVALID, f"the token is for {identity}", field="sallyport.trust_domain")
+    audit = await MerkleAuditLog.open(settings.audit, clock)
+    try:
+        await audit.append(AuditEvent("gateway.joined", "join", str(identity)))
+    finally:
+        await audit.close()
+    return str(identity)

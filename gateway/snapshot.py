@@ -7,7 +7,7 @@ and a moved deadline makes no new snapshot.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from immutables import Map
@@ -111,6 +111,10 @@ class SnapshotStore:
             case PolicyPublished():
                 raise TypeError("load the bundle, then call publish_policy")
 
+    def present(self) -> Iterator[Change]:
+        """The changes that would make the present facts, policy left out; may be read in another thread."""
+        return _present(self.current, dict(self._attested_until), self.heartbeat_at)
+
     def _revoke(self, change: Revocation) -> None:
         now = self.current
         number = max(now.revocations_number, change.number)
@@ -158,3 +162,14 @@ class SnapshotStore:
         self.current = after
         for listener in self._listeners:
             listener(after, touched)
+
+
+def _present(now: Snapshot, attested_until: dict[SpiffeId, float], heartbeat_at: float) -> Iterator[Change]:
+    yield from now.revoked_identities.values()
+    yield from now.revoked_serials.values()
+    for identity, posture in now.postures.items():
+        yield PostureChanged(now.postures_number, identity, posture, attested_until[identity])
+    for record in now.inventory.values():
+        yield IdentityChanged(now.inventory_number, record)
+    if heartbeat_at:
+        yield Heartbeat(heartbeat_at, now.numbers)

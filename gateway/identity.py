@@ -1,0 +1,152 @@
+"""This process's own identity: its certificate for callers and for those it calls, and how a gateway's renews itself.
+
+A gateway's key is made on its machine and stays there. The node's program (`sallyport node`) enrols and renews it, as a
+process of its own, and leaves key and chain as PEM; we read them anew when they change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+
+from foundation.clock import Clock
+from foundation.faults import Fault
+from foundation.reasons import Reason
+from foundation.tls import KeyPair, client_context, server_context
+from foundation.wire.attestation import certified_attestation
+
+CHECKED_EVERY = 30.0
+RENEWAL_SECONDS = 120.0
+_MAX_TOLD = 2000
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Contexts:
+    proven: ssl.SSLContext
+    strangers: ssl.SSLContext
+    client: ssl.SSLContext
+
+
+class Certificates:
+    """The TLS contexts of one certificate (`pair`) under one root (PEM file). Each property is asked for every
+    connection; after `load` it gives the new one."""
+
+    def __init__(self, pair: KeyPair, root: Path) -> None:
+        self._pair = pair
+        self._root = root
+        self._contexts: _Contexts | None = None
+        self._read = b""
+        self.leaf: x509.Certificate | None = None
+
+    def load(self) -> bool:
+        """Read certificate, key and root anew; whether they were others. Raises `Fault(FILE_UNREADABLE |
+        FILE_MODE_UNSAFE)`; then what was loaded stays."""
+        try:
+            read, root = self._pair.certificate.read_bytes(), self._root.read_bytes()
+            leaf = x509.load_pem_x509_certificate(read)
+        except (OSError, ValueError) as error:
+            raise Fault(Reason.FILE_UNREADABLE, "no certificate and root", field=str(self._pair.certificate)) from error
+        if read == self._read:
+            return False
+        self._contexts = _Contexts(
+            proven=server_context(self._pair, client_roots=root),
+            # Strangers know the root by its hash alone: they are shown it.
+            strangers=server_context(self._pair, client_roots=None, present=root),
+            client=client_context(root, pair=self._pair),
+        )
+        self._read, self.leaf = read, leaf
+        return True
+
+    def proven(self) -> ssl.SSLContext:
+        """For a listener whose callers prove a certificate."""
+        return self._loaded.proven
+
+    def strangers(self) -> ssl.SSLContext:
+        """For the listener whose callers have none yet."""
+        return self._loaded.strangers
+
+    def client(self) -> ssl.SSLContext:
+        """For calls to others."""
+        return self._loaded.client
+
+    @property
+    def _loaded(self) -> _Contexts:
+        if self._contexts is None:
+            raise Fault(Reason.NOT_ENROLLED, field=str(self._pair.certificate))
+        return self._contexts
+
+    def expired(self, now: float) -> bool:
+        """Whether nobody believes this certificate any more."""
+        return self.leaf is None or now >= self.leaf.not_valid_after_utc.timestamp()
+
+
+class Renewal:
+    """Renews a gateway's certificate ahead of its end, and loads what somebody else renewed."""
+
+    def __init__(self, certificates: Certificates, command: Sequence[str], clock: Clock) -> None:
+        self._certificates = certificates
+        self._command = command
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Until cancelled. What fails is logged and tried again: the certificate that is there serves on."""
+        while True:
+            await self._clock.sleep(_pause(self._certificates.leaf))
+            try:
+                self._certificates.load()
+                if is_due(self._certificates.leaf, self._clock.now()):
+                    await agent(*self._command)
+                    self._certificates.load()
+            except Fault as fault:
+                _LOG.warning("the gateway's certificate is not renewed: %s", fault)
+
+
+def is_due(leaf: x509.Certificate | None, now: float) -> bool:
+    """Whether to ask the node's program, which knows the moment that the authority chose: from the middle of the time
+    that certificate and attestation have."""
+    if leaf is None:
+        return True
+    begins, ends = leaf.not_valid_before_utc.timestamp(), leaf.not_valid_after_utc.timestamp()
+    attested_until = certified_attestation(leaf).attested_until
+    if attested_until:
+        ends = min(ends, attested_until)
+    return now >= begins + (ends - begins) / 2
+
+
+def _pause(leaf: x509.Certificate | None) -> float:
+    if leaf is None:
+        return CHECKED_EVERY
+    life = (leaf.not_valid_after_utc - leaf.not_valid_before_utc).total_seconds()
+    return min(CHECKED_EVERY, life / 20)
+
+
+async def agent(*words: str) -> str:
+    """What `sallyport node …` printed. Raises `Fault(INTERNAL)` with what it complained of when it failed."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "sallyport", "node", *words),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(RENEWAL_SECONDS):
+            out, told = await process.communicate()
+    except TimeoutError:
+        raise Fault(Reason.SERVER_UNREACHABLE, "the node's program does not end", field=words[0]) from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        detail = " ".join(told.decode("utf-8", "replace").split())[:_MAX_TOLD]
+        raise Fault(Reason.INTERNAL, detail, field=f"sallyport node {words[0]}")
+    return out.decode("utf-8", "replace")
