@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from foundation.faults import Fault
+from foundation.identifiers import SpiffeId
 from foundation.wire.enrolment import Begin, Challenge, Complete, Evidence, Issued, PcrSelection, Token
 from foundation.wire.enrolment_schema import schema
 
@@ -32,11 +33,13 @@ def _validator(name: str) -> Draft202012Validator:
 
 
 def _parses(name: str, document: object) -> bool:
-    """As the authority reads it: the token is a text of its own, read after the message."""
+    """As both sides read it: token and SPIFFE ID are texts of their own, read after the message."""
     try:
         message = type(MESSAGES[name]).parse(json.dumps(document).encode())
         if isinstance(message, Begin) and message.token:
             Token.parse(message.token)
+        if isinstance(message, Issued):
+            SpiffeId.parse(message.spiffe_id)
     except Fault:
         return False
     return True
