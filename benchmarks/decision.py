@@ -32,7 +32,6 @@ from tests.support.workspaces import fleet_workspace, query
 NODES, GRANTS, ROUTES, ROLES = 10_000, 500, 200, 8
 UNCACHED_GOAL_US = 150
 CACHED_GOAL_US = 10
-UNCACHED_P99_GOAL_US = 600
 _COMMAND = "python -m benchmarks.run decision"
 _PEER = "OPA server over loopback, p50"
 _ROUNDS = 20_000
@@ -60,7 +59,6 @@ async def _measure(compiled: CompiledPolicy, queries: Sequence[Query]) -> list[F
     peer = _us(await _ask_server(compiled, queries), 0.5)
     return [
         _figure("decision_uncached_p50_us", _us(uncached, 0.5), UNCACHED_GOAL_US, peer),
-        _figure("decision_uncached_p99_us", _us(uncached, 0.99), UNCACHED_P99_GOAL_US, peer),
         _figure("decision_cached_p50_us", _us(hits, 0.5), CACHED_GOAL_US, peer),
     ]
 

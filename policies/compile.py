@@ -22,19 +22,21 @@ from typing import Any
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from policies.engine import DECISION_ENTRYPOINT, EXPLAIN_ENTRYPOINT, CompiledPolicy
-from policies.projection import reads_of
+from policies.projection import EVERYTHING, Reads, reads_of
 from policies.settings import CompileSettings
 
 CAPABILITIES = Path(__file__).with_name("capabilities.json")
 MAX_DATA_DEPTH = 32
 _MAX_OUTPUT = 64 << 20
+_MAX_WORDS = 65_536
 _MAX_ERRORS = 10
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*){0,15}\.rego", re.ASCII)
 # What brackets may hide in: raw strings, strings, comments. Unclosed ones end with the line or the file.
 _HIDDEN = re.compile(rb'`[^`]*(?:`|\Z)|"(?:\\.|[^"\\\n])*"?|#[^\n]*')
-_WHERE = re.compile(r"(?:^|error: |occurred: )(?:\S*/)?rego/(\S+?\.rego):(\d+): (.*)", re.MULTILINE)
+_WHERE = re.compile(r"(?:^|: )(?:/\S*?/)?rego/(\S+?\.rego):(\d+): (.*)", re.MULTILINE)
 _UNDEFINED = re.compile(r"undefined function ([A-Za-z0-9_.]+)")
-_BOUNDS = 'ulimit -t "$1" -v "$2" -f "$3" -c 0; shift 3; exec "$@"'
+# One limit at a time: dash takes no more, and would go on without any.
+_BOUNDS = 'ulimit -t "$1" && ulimit -v "$2" && ulimit -f "$3" && ulimit -c 0 && shift 3 && exec "$@"'
 
 
 def compile_policy(rego: Mapping[str, bytes], data: Mapping[str, Any], settings: CompileSettings) -> CompiledPolicy:
@@ -50,10 +52,17 @@ def compile_policy(rego: Mapping[str, bytes], data: Mapping[str, Any], settings:
     with tempfile.TemporaryDirectory(prefix="sallyport-policy-") as folder:
         workshop = Workshop(Path(folder), settings)
         workshop.write(modules)
-        _check_roots(workshop.packages(), data)
         wasm = workshop.build("wasm", "policy.wasm")
-        plan = json.loads(workshop.build("plan", "plan.json"))
-    return CompiledPolicy(digest, wasm, modules, data, reads_of(plan, DECISION_ENTRYPOINT))
+        plan = workshop.build("plan", "plan.json")
+        _check_roots(workshop.packages(), data)
+    return CompiledPolicy(digest, wasm, modules, data, _reads(plan))
+
+
+def _reads(plan: bytes) -> Reads:
+    try:
+        return reads_of(json.loads(plan), DECISION_ENTRYPOINT)
+    except RecursionError:  # deeper than this process reads
+        return EVERYTHING
 
 
 def policy_digest(rego: Mapping[str, bytes], data: Mapping[str, Any], *, max_data: int = 1 << 30) -> str:
@@ -161,7 +170,9 @@ class Workshop:
         with out.open("wb") as stdout, err.open("wb") as stderr:
             status = self._bounded(arguments, stdout.fileno(), stderr.fileno())
         if status not in accept:
-            raise self._fault(status, err.read_bytes()[:65_536].decode(errors="replace"))
+            # `opa build` tells of errors on its standard output, other commands on the other.
+            words = b"\n".join(file.read_bytes()[:_MAX_WORDS] for file in (err, out))
+            raise self._fault(status, words.decode(errors="replace"))
         return out.read_bytes()
 
     def _bounded(self, arguments: Sequence[str], stdout: int, stderr: int) -> int:

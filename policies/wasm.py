@@ -72,6 +72,10 @@ class WasmEngine:
         return document
 
     async def close(self) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """As `close`, for callers that are not asynchronous."""
         self._closed = True
         self._ticker.stop()
         self._discard()

@@ -1,0 +1,193 @@
+"""Random policies, documents and mutations: every way of Rego to reach into `input`, with answers that often differ."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any
+
+KEYS = ("a", "b", "c", "d", "e")
+VALUES: tuple[Any, ...] = (0, 1, 1.5, True, False, None, "a", "b", "x", "", [], {})
+DATA = {"tables": {"a": {"b": 1, "x": ["a", "b"]}, "b": {"a": "x"}, "x": [1, "a", {"c": 2}]}, "list": ["a", 1, "x"]}
+HELPERS = 2
+FUNCTIONS = 2
+
+
+def policy(seed: int) -> str:
+    """The rules of one policy. `decision` is a set of whatever its parts find."""
+    return _Writer(random.Random(seed)).policy()
+
+
+def document(chance: random.Random, depth: int = 3) -> dict[str, Any]:
+    """An `input` over the same keys as the policies."""
+    return {key: _value(chance, depth) for key in KEYS if chance.random() < 0.85}
+
+
+def mutation(chance: random.Random, given: dict[str, Any]) -> dict[str, Any]:
+    """`given` with one place changed: replaced, removed, added, or only its type changed."""
+    changed = copy.deepcopy(given)
+    place: Any = changed
+    while True:
+        keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        deeper = [key for key in keys if isinstance(place[key], dict | list) and place[key]]
+        if not deeper or chance.random() < 0.35:
+            break
+        place = place[chance.choice(deeper)]
+    _change(chance, place)
+    return changed
+
+
+def _change(chance: random.Random, place: Any) -> None:
+    keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+    if not keys or chance.random() < 0.2:
+        if isinstance(place, dict):
+            place[chance.choice(KEYS)] = _value(chance, 2)
+        else:
+            place.append(_value(chance, 1))
+        return
+    key = chance.choice(keys)
+    way = chance.random()
+    if way < 0.25:
+        del place[key]
+    elif way < 0.4:
+        place[key] = _of_another_type(place[key])
+    else:
+        place[key] = _value(chance, 2)
+
+
+def _of_another_type(value: Any) -> Any:
+    """What some languages take for the same value."""
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, int):
+        return float(value) if value else False
+    return {"": None, None: False, "a": ["a"]}.get(value, str(value)) if not isinstance(value, dict | list) else None
+
+
+def _value(chance: random.Random, depth: int) -> Any:
+    way = chance.random()
+    if depth > 0 and way < 0.55:
+        return {key: _value(chance, depth - 1) for key in KEYS if chance.random() < 0.6}
+    if depth > 0 and way < 0.7:
+        return [_value(chance, depth - 1) for _ in range(chance.randrange(4))]
+    return copy.deepcopy(chance.choice(VALUES))
+
+
+class _Writer:
+    """Writes one policy. Rules refer only to rules with a higher number, so that none is recursive."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._names = (f"v{number}" for number in range(10_000))
+        self._level = 0
+
+    def policy(self) -> str:
+        parts = [
+            f"decision contains [{number}, x] if {{ {self._perhaps()}x := {self._term()} }}" for number in range(4)
+        ]
+        for number in range(HELPERS):
+            self._level = number + 1
+            parts += self._helper(number)
+        self._level = HELPERS
+        parts += [self._function(number) for number in range(FUNCTIONS)]
+        return "\n".join(parts)
+
+    def _helper(self, number: int) -> list[str]:
+        name = f"h{number}"
+        kinds = (
+            lambda: [f"{name} := {self._term()}"],
+            lambda: [
+                f"default {name} := false",
+                f"{name} := x if {{ {self._body()}; x := {self._term()} }} "
+                f"else := {self._term()} if {{ {self._body()} }}",
+            ],
+            lambda: [
+                f"{name} contains x if {{ {self._body()}; x := {self._term()} }}",
+                f"{name} contains 1 if {{ {self._body()} }}",
+            ],
+            lambda: [f"{name} if {{ {self._body()} }}", f"{name} if {{ {self._body()} }}"],
+        )
+        return self._chance.choice(kinds)()
+
+    def _function(self, number: int) -> str:
+        use = self._chance.choice(("x.a", "x", "x.b.c", "x[y]", "y.d", "count(y)", "x == y", "x[_]", "not x.a"))
+        result = self._chance.choice(("x", "y", "x.b", "[y.a]", "1"))
+        return f"f{number}(x, y) := z if {{ {use}; z := {result} }}"
+
+    def _perhaps(self) -> str:
+        return f"{self._body()}; " if self._chance.random() < 0.5 else ""
+
+    def _body(self) -> str:
+        return "; ".join(self._statement() for _ in range(self._chance.randint(1, 2)))
+
+    def _statement(self) -> str:
+        name = next(self._names)
+        kinds = [
+            lambda: f"not {self._ref()}",
+            lambda: f"{self._ref()} == {self._term()}",
+            lambda: f"some {name} in {self._open()}; {name} != {self._term()}",
+            lambda: f"{name} := {self._open()}; {name}.{self._key()}",
+            lambda: f"{name} := {self._open()}; not {name}.{self._key()}",
+            lambda: f"every {name} in {self._open()} {{ {name} != {self._constant()} }}",
+            lambda: f"{self._test()}({self._open()})",
+            lambda: f"{self._constant()} in {self._open()}",
+            lambda: f"some {name}; {self._open()}[{name}] == {self._constant()}",
+            self._ref,
+        ]
+        if self._level < HELPERS:
+            kinds.append(lambda: f"{self._rule()} with data.tables.a as {self._ref()}")
+            if self._chance.random() < 0.15:
+                kinds.append(lambda: f"{self._rule()} with {self._ground()} as {self._constant()}")
+        return self._chance.choice(kinds)()
+
+    def _term(self) -> str:
+        name = next(self._names)
+        kinds = [
+            self._constant,
+            lambda: f"{{{name} | some {name} in {self._open()}}}",
+            lambda: f"count([1 | some _ in {self._open()}])",
+            lambda: f"object.get({self._open()}, {self._constant()}, 7)",
+            lambda: f"[{self._ref()}, {self._constant()}]",
+            lambda: f"type_name({self._open()})",
+            self._ref,
+            self._ref,
+        ]
+        if self._level < HELPERS:
+            kinds.append(lambda: f"f{self._chance.randrange(FUNCTIONS)}({self._ref()}, {self._ref()})")
+        return self._chance.choice(kinds)()
+
+    def _ref(self) -> str:
+        """Anything. OPA knows the type of a rule and refuses to look into what is no object; so see `_open`."""
+        return self._rule() if self._level < HELPERS and self._chance.random() < 0.35 else self._open()
+
+    def _open(self) -> str:
+        """Something whose type OPA does not know."""
+        way = self._chance.random()
+        if way < 0.8:
+            return self._ground()
+        if way < 0.87:
+            return f"{self._ground()}[{self._ground()}]"
+        if way < 0.94:
+            return f"data.tables[{self._ground()}]"
+        return f"{self._ground()}[0]" if way < 0.995 else "input"
+
+    def _rule(self) -> str:
+        return f"h{self._chance.randrange(self._level, HELPERS)}"
+
+    def _ground(self) -> str:
+        steps = [
+            f'["{self._key()}"]' if self._chance.random() < 0.2 else f".{self._key()}" for _ in range(self._depth())
+        ]
+        return "input" + "".join(steps)
+
+    def _depth(self) -> int:
+        return self._chance.choice((1, 2, 2, 2, 3, 3))
+
+    def _key(self) -> str:
+        return self._chance.choice(KEYS)
+
+    def _constant(self) -> str:
+        return self._chance.choice(('"a"', '"b"', '"x"', "0", "1", "true", "null"))
+
+    def _test(self) -> str:
+        return self._chance.choice(("is_string", "is_object", "is_array", "is_number", "is_null", "is_boolean"))
