@@ -18,6 +18,7 @@ from foundation.faults import Fault
 # command → (module of the package's typer app, what `sallyport --help` says)
 COMMANDS = {
     "init": ("gateway.cli", "init", "Make an authority and a commented sallyport.toml."),
+    "join": ("gateway.cli", "join", "Make this machine a gateway of an authority elsewhere."),
     "serve": ("gateway.cli", "serve", "Run authority and gateway, or one of them."),
     "doctor": ("gateway.cli", "doctor", "Say what is wrong with this machine or configuration."),
     "explain": ("gateway.cli", "explain", "Say why a request was allowed or denied."),

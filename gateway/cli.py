@@ -1,4 +1,4 @@
-"""`sallyport init`, `serve`, `explain` and `doctor`.
+"""`sallyport init`, `join`, `serve`, `explain` and `doctor`.
 
 Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 the command line is wrong.
 """
@@ -20,9 +20,10 @@ from foundation.client import ApiClient, path_of
 from foundation.connect import connected
 from foundation.faults import Fault
 from foundation.files import make_private_folder, write_atomic
+from foundation.identifiers import check_name
 from foundation.logs import configure_logging
 from foundation.reasons import Reason
-from gateway.configuration import FILE_NAME, TEMPLATE, read_configuration
+from gateway.configuration import FILE_NAME, GATEWAY_TEMPLATE, TEMPLATE, Role, read_configuration
 from gateway.doctor import examine
 from policies.explain import Explanation
 from policies.present import explanation_view
@@ -33,6 +34,7 @@ DEFAULT_CONFIG = DEFAULT_DIRECTORY / FILE_NAME
 STARTER_CONTROL_PLANE = "http://127.0.0.1:2379"  # as in policies/starter/routes.yaml
 
 init = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+join = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 serve = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 explain = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 doctor = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -91,14 +93,61 @@ def init_command(
     _out.print(f"next          sallyport serve --config {path}", soft_wrap=True)
 
 
+@join.command()
+def join_command(
+    name: Annotated[str, typer.Argument(help="This gateway's name in the authority's inventory.")],
+    trust_domain: Annotated[str, typer.Option(help="The authority's trust domain.")],
+    enrolment: Annotated[str, typer.Option(help="The authority's enrolment listener, host:port.")],
+    api: Annotated[str, typer.Option(help="The authority's API, host:port.")],
+    policy_key: Annotated[
+        Path, typer.Option(help="The policy signing key's public half: policy.pub of the authority.")
+    ],
+    token_file: Annotated[Path, typer.Option(help="A token of the kind gateway, mode 0600.")],
+    directory: Annotated[Path, typer.Option(help="Where everything is kept.")] = DEFAULT_DIRECTORY,
+    host: Annotated[str, typer.Option(help="The address that the listeners listen on.")] = "0.0.0.0",  # noqa: S104
+    gateway_port: Annotated[int, typer.Option(help="The gateway.")] = 8443,
+    api_port: Annotated[int, typer.Option(help="The API of this gateway's operators.")] = 8445,
+    health_port: Annotated[int, typer.Option(help="Health and metrics, on loopback.")] = 9440,
+) -> None:
+    """Make this machine a gateway of an authority elsewhere; then `sallyport serve`."""
+    from gateway.orchestrator import Settings  # noqa: PLC0415  # `--help` needs none of it
+    from gateway.orchestrator import join as join_authority  # noqa: PLC0415
+
+    directory = directory.resolve()
+    make_private_folder(directory)
+    path = directory / FILE_NAME
+    text = GATEWAY_TEMPLATE.format(
+        path=path,
+        trust_domain=trust_domain,
+        state=directory,
+        name=check_name(name),
+        host=host,
+        authority_api=api,
+        authority_enrolment=enrolment,
+        gateway_port=gateway_port,
+        api_port=api_port,
+        health_port=health_port,
+    )
+    if not path.exists():
+        write_atomic(path, text.encode())
+    write_atomic(directory / "policy.pub", _read_public(policy_key))
+    identity = asyncio.run(join_authority(Settings.parse(read_configuration(path)), token_file))
+    _out.print(f"joined        {identity}", soft_wrap=True)
+    _out.print(f"settings      {path}", soft_wrap=True)
+    _out.print(f"next          sallyport serve --config {path}", soft_wrap=True)
+
+
 @serve.command()
-def serve_command(config: _Config = DEFAULT_CONFIG) -> None:
-    """Run authority and gateway until SIGTERM or SIGINT; what is under way is let end."""
+def serve_command(
+    config: _Config = DEFAULT_CONFIG,
+    role: Annotated[Role | None, typer.Option(help="Which part to run; by default what the settings say.")] = None,
+) -> None:
+    """Run authority and gateway, or one of them, until SIGTERM or SIGINT; what is under way is let end."""
     import uvloop  # noqa: PLC0415  # only a server needs it
 
     from gateway.orchestrator import Orchestrator, Settings  # noqa: PLC0415  # `--help` needs none of it
 
-    settings = Settings.parse(read_configuration(config))
+    settings = Settings.parse(read_configuration(config), role)
     configure_logging(settings.telemetry.log_level)
 
     async def run() -> None:
@@ -156,6 +205,13 @@ def _first_fault(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(found, BaseExceptionGroup):
         found = found.exceptions[0]
     return found or failures
+
+
+def _read_public(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
 
 
 def _starter() -> Path:

@@ -108,8 +108,8 @@ class AuthoritySections:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every part's own settings, parsed before anything starts, so that a wrong one changes nothing. `authority` is its own
-    settings where it is on this machine, and where to find it otherwise."""
+    """Every part's own settings, parsed before anything starts, so that a wrong one changes nothing. `authority` is its
+    own settings where it is on this machine, and where to find it otherwise."""
 
     path: Path
     system: SystemSettings
