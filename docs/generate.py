@@ -28,6 +28,7 @@ from foundation.wire.enrolment_schema import schema
 from gateway.api.operators import OperatorsApi
 from gateway.api.settings import ApiSettings
 from gateway.configuration import SystemSettings
+from gateway.feed import UpstreamAuthoritySettings
 from gateway.fleet.staleness import StalenessSettings
 from gateway.health import HealthSettings
 from gateway.proxy.services import GatewayListenerSettings
@@ -71,6 +72,7 @@ def settings() -> str:
         "enrolment": lambda fields: EnrolmentSettings.parse(fields, production=False),
         "api": ApiSettings.parse,
         "policy": PolicySettings.parse,
+        "upstream_authority": UpstreamAuthoritySettings.parse,
         "gateway.listener": GatewayListenerSettings.parse,
         "gateway.upstreams": UpstreamSettings.parse,
         "gateway.staleness": StalenessSettings.parse,
@@ -82,7 +84,8 @@ def settings() -> str:
         "",
         f"Generated from the parts that read them, {_BY} A duration is a number with `ms`, `s`, `m`, `h` or `d`; a",
         "size one with `B`, `KiB`, `MiB` or `GiB`. A setting that is wrong or unknown stops the start with its name.",
-        "`agent` is the node's own file, `/etc/sallyport/agent.toml`; everything else is `sallyport.toml`.",
+        "`agent` is the node's own file, `/etc/sallyport/agent.toml`; everything else is `sallyport.toml`, where a",
+        "gateway of an authority elsewhere has its section `agent` too.",
         "",
         "| setting | kind | default |",
         "|---|---|---|",

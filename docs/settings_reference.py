@@ -11,6 +11,17 @@ from foundation.reasons import Reason
 
 _ABSENT: Any = object()
 Row = tuple[str, str, str]
+# What has no default needs a value to be read at all.
+_REQUIRED: Mapping[str, Mapping[str, Any]] = {
+    "sallyport": {"trust_domain": "fleet.example"},
+    "authority": {"trust_domain": "fleet.example"},
+    "upstream_authority": {
+        "api": "host:8445",
+        "certificate": "tls.pem",
+        "root": "root.pem",
+        "policy_key": "policy.pub",
+    },
+}
 
 
 class _Asked(Fields):
@@ -70,7 +81,7 @@ def settings_rows(sections: Mapping[str, Callable[[Fields], object]]) -> list[Ro
     """Path, kind and default of every setting, in the order in which the parts read them."""
     rows: list[Row] = []
     for name, parse in sections.items():
-        parse(_Asked(name, rows, {"trust_domain": "fleet.example"} if name in {"sallyport", "authority"} else {}))
+        parse(_Asked(name, rows, _REQUIRED.get(name, {})))
     return list(dict.fromkeys(rows))
 
 
