@@ -13,7 +13,7 @@ from pathlib import Path
 from cryptography import x509
 
 from foundation.faults import Fault
-from gateway.configuration import Configuration, SystemSettings
+from gateway.configuration import Configuration, Role, SystemSettings
 
 LOW_DISK_BYTES = 1 << 30
 SOON = datetime.timedelta(days=30)
@@ -48,7 +48,8 @@ def examine(configuration: Configuration, parse: Callable[[Configuration], objec
     except Fault as fault:
         return [Finding("settings", "bad", str(fault), fault.reason.remedy)]
     findings = [Finding("settings", "good", str(configuration.path))]
-    for check in (_programs, _secrets, _certificates, _makers, _production, _disk):
+    role = SystemSettings.parse(configuration.section("sallyport")).role
+    for check in _OF_A_GATEWAY if role is Role.GATEWAY else _OF_AN_AUTHORITY:
         findings += check(configuration)
     return findings
 
@@ -102,6 +103,26 @@ def _certificates(configuration: Configuration) -> Iterator[Finding]:
         )
 
 
+def _identity(configuration: Configuration) -> Iterator[Finding]:
+    """The certificate of a gateway whose authority is elsewhere."""
+    path = Path(configuration.section("upstream_authority").text("certificate"))
+    try:
+        leaf = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError):
+        yield Finding("identity", "bad", f"{path} holds no certificate", "run `sallyport join`")
+        return
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        yield Finding("identity", "bad", f"others may read {path}", f"chmod 600 {path}")
+    now, end = datetime.datetime.now(datetime.UTC), leaf.not_valid_after_utc
+    if now < leaf.not_valid_before_utc:
+        yield Finding("identity", "bad", "this machine's clock is before the certificate", "set the clock by NTP")
+    elif now >= end:
+        remedy = "start `sallyport serve`, which renews it, or join again with a new token"
+        yield Finding("identity", "bad", f"the certificate ended {end:%Y-%m-%d %H:%M} UTC", remedy)
+    else:
+        yield Finding("identity", "good", f"until {end:%Y-%m-%d %H:%M} UTC")
+
+
 def _makers(configuration: Configuration) -> Iterator[Finding]:
     section = configuration.section("enrolment")
     found = 0
@@ -137,3 +158,7 @@ def _disk(configuration: Configuration) -> Iterator[Finding]:
     yield Finding(
         "disk", grade, f"{free >> 20} MiB free at {state}", "" if grade == "good" else "free some: logs refuse"
     )
+
+
+_OF_AN_AUTHORITY: tuple[Check, ...] = (_programs, _secrets, _certificates, _makers, _production, _disk)
+_OF_A_GATEWAY: tuple[Check, ...] = (_identity, _disk)
