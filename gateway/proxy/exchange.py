@@ -300,13 +300,14 @@ class HttpExchange:
         self._connection.write(data)
 
     def broken(self, fault: Fault) -> None:
-        """Half an answer is out: only the connection's end can tell the client that it is half."""
+        """Half an answer is out: only the connection's end can tell the client that it is half. A tunnel just ends."""
         self._upstream = None
         if self._tunnel:
+            self._end(self._reason())
             self._connection.close()
         else:
+            self._end(fault.reason)
             self._connection.abort(fault.reason)
-        self._end(fault.reason)
 
     def _response_head(self, head: ResponseHead) -> bytes:
         lines = [status_line(head.status), *_field_lines(head), self._decision_line()]
