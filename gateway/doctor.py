@@ -117,7 +117,7 @@ def _identity(configuration: Configuration) -> Iterator[Finding]:
     if now < leaf.not_valid_before_utc:
         yield Finding("identity", "bad", "this machine's clock is before the certificate", "set the clock by NTP")
     elif now >= end:
-        remedy = "start `sallyport serve`, which renews it, or join again with a new token"
+        remedy = "an ended certificate cannot renew itself: join again with a new token"
         yield Finding("identity", "bad", f"the certificate ended {end:%Y-%m-%d %H:%M} UTC", remedy)
     else:
         yield Finding("identity", "good", f"until {end:%Y-%m-%d %H:%M} UTC")

@@ -65,7 +65,7 @@ PROFILES: dict[ProfileName, Profile] = {
     row.name: row
     for row in (
         Profile(ProfileName.NODE, (Kind.NODE,), HOUR, 24 * HOUR, _CLIENT),
-        Profile(ProfileName.GATEWAY, (Kind.GATEWAY,), HOUR, 24 * HOUR, _CLIENT + _SERVER, named=True),
+        Profile(ProfileName.GATEWAY, (Kind.GATEWAY,), 24 * HOUR, 24 * HOUR, _CLIENT + _SERVER, named=True),
         Profile(ProfileName.SERVICE, (Kind.SERVICE,), HOUR, 24 * HOUR, _CLIENT),
         Profile(ProfileName.OPERATOR, (Kind.OPERATOR,), 8 * HOUR, 24 * HOUR, _CLIENT),
         Profile(ProfileName.SERVER, (Kind.GATEWAY,), 30 * 24 * HOUR, 90 * 24 * HOUR, _SERVER, named=True),
@@ -78,7 +78,7 @@ class Lifetimes:
     """How long each profile's certificates live when nothing shorter is asked, in seconds; from the settings."""
 
     node: int = HOUR
-    gateway: int = HOUR
+    gateway: int = 24 * HOUR  # a gateway serves on while the authority is away, and has to outlive that
     service: int = HOUR
     operator: int = 8 * HOUR
     server: int = 30 * 24 * HOUR

@@ -91,7 +91,10 @@ async def test_an_older_revision_is_not_taken_up() -> None:
 
 
 async def test_a_broken_feed_is_continued_from_the_last_heartbeat() -> None:
-    feed = ScriptedFeed([PolicyPublished(1, b"ok"), heartbeat(5.0, 3), OSError("reset")], [IdentityChanged(4, record()), heartbeat(6.0, 4)])
+    feed = ScriptedFeed(
+        [PolicyPublished(1, b"ok"), heartbeat(5.0, 3), OSError("reset")],
+        [IdentityChanged(4, record()), heartbeat(6.0, 4)],
+    )
     store, _, _ = await follow(feed, ManualClock(), turns=2)
     assert feed.since[:2] == [None, SnapshotNumbers(1, 0, 0, 3)]
     assert store.heartbeat_at == 6.0
