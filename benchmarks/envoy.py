@@ -23,10 +23,9 @@ _API = "type.googleapis.com/envoy.extensions"
 
 
 @contextmanager
-def opa(
-    binary: Path, folder: Path, workspace: Workspace, identities: Mapping[str, Any], *, records: bool
-) -> Iterator[Path]:
-    """The ext_authz server over `workspace`; its socket. `identities`: SPIFFE ID to the input's `identity`."""
+def opa(binary: Path, folder: Path, workspace: Workspace, identities: Mapping[str, Any]) -> Iterator[Path]:
+    """The ext_authz server over `workspace`, which logs its decisions; its socket. `identities`: SPIFFE ID to the
+    input's `identity`."""
     rego, socket, log = folder / "rego", folder / "opa.sock", folder / "opa.log"
     rego.mkdir(parents=True)
     for name, text in workspace.rego.items():
@@ -35,8 +34,7 @@ def opa(
     routes = {route.name: "/" + "/".join(route.prefix) for route in workspace.routes}
     (folder / "facts.json").write_text(json.dumps({"identities": identities, "routes": routes}))
     words: list[str | Path] = [binary, "-policy", rego, "-data", folder / "data.json", "-socket", socket]
-    words += ["-facts", folder / "facts.json"]
-    words += ["-records", folder / "decisions.jsonl"] if records else []
+    words += ["-facts", folder / "facts.json", "-records", folder / "decisions.jsonl"]
     with running(words, log) as process:
         wait_until(socket.exists, process, log)
         yield socket

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+WIDTH = 160
 LATEST = Path(__file__).resolve().parent / "results" / "latest.json"
 
 
@@ -68,7 +69,7 @@ def show(figures: Iterable[Figure]) -> None:
             peer,
             ratio,
         )
-    Console().print(table)
+    Console(width=WIDTH).print(table)
 
 
 def _read() -> list[dict[str, object]]:

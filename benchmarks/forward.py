@@ -5,17 +5,20 @@ the same Rego and data. The load goes to one after the other, in turn, and what 
 whose ratio is the median. Client, proxies and upstream share the machine's processors: a figure says what a whole
 machine carries, not what a proxy could carry alone.
 
+Both put every decision on record: Sallyport with the kernel before the answer, OPA's server buffered for 10 ms. Half
+load is half of what the slower of the two carries, offered to both alike. `forward_uncached_vs_envoy_opa` is Sallyport
+with its decision cache turned off, so that both evaluate Rego for every request.
+
 The fleet is 1,000 nodes, 200 routes, 500 grants; clients ask for 5,000 paths by Zipf's law, each in an order of its
 own. 64 connections are open at a time, each of another node.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from benchmarks import nginx
 from benchmarks.envoy import envoy, opa
 from benchmarks.figure import Figure, against, beside
 from benchmarks.fleet import expected_nodes
-from benchmarks.generator import Generator, Outcome, build
+from benchmarks.generator import Generator, Outcome, build, median
 from benchmarks.site import DOMAIN, Site, enlist, initialise, serving
 from foundation.identity import AttestationClass, IdentityRecord, Posture, State, Verdict
 from policies.lifecycle.workspace import read_workspace
@@ -34,34 +37,46 @@ COMMAND = "python -m benchmarks.run forward"
 NODES, CONNECTIONS, ROUTES, PATHS = 1000, 64, 200, 5000
 ROLES = tuple(f"role-{i}" for i in range(8))
 PAIRS, SECONDS = 5, 4.0
-OPA = "Envoy asking OPA (ext_authz, OPA as a library, decisions logged)"
-NGINX = "nginx, mTLS proxy without decisions"
+OPA = "Envoy and OPA (ext_authz, in process, logged)"
+NGINX = "nginx, mTLS, no decisions"
+_NO_CACHE = """
+[policy.cache]
+entries = 0
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """What stands on the machine: the load, and the ports that it goes to."""
+    """What stands on the machine: Sallyport, to be served, its peers' ports, and the load for all of them."""
 
     generator: Generator
-    sallyport: int
+    site: Site
     envoy: int
     nginx: int
 
     def pairs(self, peer: int, count: int, *, rate: float = 0.0) -> list[tuple[Outcome, Outcome]]:
         """Sallyport's outcome and the peer's, measured in turn."""
-        ports = (self.sallyport, peer)
-        found = [[self.generator.offer(port, seconds=SECONDS, rate=rate) for port in ports] for _ in range(count)]
-        return [(own, other) for own, other in found]
+        return [(self._offer(self.site.ports["gateway"], rate), self._offer(peer, rate)) for _ in range(count)]
+
+    def _offer(self, port: int, rate: float) -> Outcome:
+        return self.generator.offer(port, seconds=SECONDS, rate=rate)
 
 
 def figures() -> list[Figure]:
     with field() as stands:
-        return [*_throughput(stands), *_latencies(stands)]
+        with serving(stands.site):
+            remembering, most = _against_opa("forward_vs_envoy_opa", stands, PAIRS)
+            found = [remembering, _against_nginx(stands), *_latencies(stands, most / 2)]
+        with stands.site.config.open("a") as settings:
+            settings.write(_NO_CACHE)
+        with serving(stands.site):
+            uncached, _ = _against_opa("forward_uncached_vs_envoy_opa", stands, 3)
+    return [*found, replace(uncached, goal="", reached=True)]
 
 
 @contextmanager
 def field() -> Iterator[Field]:
-    """Start everything; stop it at the end."""
+    """Start the peers and make the site; stop and remove everything at the end."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sallyport-bench-")))
         load, authorizer = build("load", folder), build("opa_ext_authz", folder)
@@ -69,12 +84,11 @@ def field() -> Iterator[Field]:
         site = initialise(folder, fleet_workspace(ROUTES, upstream=f"http://127.0.0.1:{upstream}"))
         enlist(site, NODES, ROLES, certified=CONNECTIONS)
         workspace = read_workspace(site.state / "policy")
-        socket = stack.enter_context(opa(authorizer, folder / "opa", workspace, identities(), records=True))
+        socket = stack.enter_context(opa(authorizer, folder / "opa", workspace, identities()))
         pair = site.server_pair
         asking = stack.enter_context(envoy(folder / "envoy", upstream, pair, site.root, socket))
         plain = stack.enter_context(nginx.proxy(folder / "nginx", upstream, pair, site.root))
-        served = stack.enter_context(serving(site))
-        yield Field(_generator(load, folder, site), served.ports["gateway"], asking, plain)
+        yield Field(_generator(load, folder, site), site, asking, plain)
 
 
 def identities() -> dict[str, Any]:
@@ -96,28 +110,22 @@ def _generator(binary: Path, folder: Path, site: Site) -> Generator:
     return Generator(binary, site.root, site.clients, requests, CONNECTIONS)
 
 
-def _throughput(stands: Field) -> list[Figure]:
-    own, asking = _median(stands.pairs(stands.envoy, PAIRS))
-    alone, plain = _median(stands.pairs(stands.nginx, 1))
-    unit = "requests/s"
+def _against_opa(name: str, stands: Field, count: int) -> tuple[Figure, float]:
+    """The figure, and what the slower of the two carries, in requests per second."""
+    own, peer = median(stands.pairs(stands.envoy, count))
+    figure = against(name, own.per_second, "requests/s", OPA, peer.per_second, 1.0, COMMAND)
+    return figure, min(own.per_second, peer.per_second)
+
+
+def _against_nginx(stands: Field) -> Figure:
+    own, peer = median(stands.pairs(stands.nginx, 1))
+    return beside("forward_vs_nginx", own.per_second, "requests/s", NGINX, peer.per_second, COMMAND)
+
+
+def _latencies(stands: Field, rate: float) -> list[Figure]:
+    """With `rate` requests per second offered to both."""
+    own, peer = stands.pairs(stands.envoy, 1, rate=rate)[0]
     return [
-        against("forward_vs_envoy_opa", own.per_second, unit, OPA, asking.per_second, 1.0, COMMAND),
-        beside("forward_vs_nginx", alone.per_second, unit, NGINX, plain.per_second, COMMAND),
+        beside("forward_p50_half_load", own.p50, "ms", OPA, peer.p50, COMMAND),
+        beside("forward_p99_half_load", own.p99, "ms", OPA, peer.p99, COMMAND),
     ]
-
-
-def _latencies(stands: Field) -> list[Figure]:
-    """At half of what the slower of the two carries, offered to both alike."""
-    most = [stands.generator.offer(port, seconds=2.0).per_second for port in (stands.sallyport, stands.envoy)]
-    own, asking = stands.pairs(stands.envoy, 1, rate=min(most) / 2)[0]
-    return [
-        beside("forward_p50_half_load", own.p50, "ms", OPA, asking.p50, COMMAND),
-        beside("forward_p99_half_load", own.p99, "ms", OPA, asking.p99, COMMAND),
-    ]
-
-
-def _median(pairs: list[tuple[Outcome, Outcome]]) -> tuple[Outcome, Outcome]:
-    """The pair whose ratio is the median."""
-    for own, other in pairs:
-        print(f"  sallyport {own.per_second:.0f}/s, peer {other.per_second:.0f}/s", file=sys.stderr)
-    return sorted(pairs, key=lambda pair: pair[0].per_second / pair[1].per_second)[len(pairs) // 2]

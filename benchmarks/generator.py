@@ -6,6 +6,7 @@ import json
 import secrets
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,13 @@ class Generator:
         if found["errors"] or set(found["statuses"]) != {"200"}:
             raise RuntimeError(f"not every request was answered with 200: {done.stdout}")
         return Outcome(found["per_second"], found["p50_us"] / 1000, found["p99_us"] / 1000)
+
+
+def median(pairs: list[tuple[Outcome, Outcome]]) -> tuple[Outcome, Outcome]:
+    """The pair of measurements whose ratio is the median."""
+    for own, peer in pairs:
+        print(f"  {own.per_second:.0f}/s, peer {peer.per_second:.0f}/s", file=sys.stderr)
+    return sorted(pairs, key=lambda pair: pair[0].per_second / pair[1].per_second)[len(pairs) // 2]
 
 
 def build(program: str, folder: Path) -> Path:
