@@ -96,7 +96,7 @@ def add_inventory(
     given = _description(role, tier, region, site, segment, label)
     if ek_sha256:
         given["ek_sha256"] = ek_sha256
-    _show(client.post("/v1/inventory", {"name": name, "kind": kind.value, **given}), as_json)
+    _show(client.post(_place(kind, "inventory", "identities"), {"name": name, "kind": kind.value, **given}), as_json)
 
 
 @inventory.command("import")
@@ -194,7 +194,7 @@ def create_token(
     as_json: AsJson = False,
 ) -> None:
     """Mint a token for one enrolment of one identity."""
-    answer = client.post("/v1/tokens", {"name": name, "kind": kind.value, "ttl": ttl})
+    answer = client.post(_place(kind, "tokens", "identities", "tokens"), {"name": name, "kind": kind.value, "ttl": ttl})
     if output is not None:
         write_secret(output, f"{answer['token']}\n".encode())
         answer["token"] = ""
@@ -273,6 +273,11 @@ def chain(client: ApiClient) -> None:
 def crl(client: ApiClient, output: Annotated[Path, typer.Argument(help="A file for the CRL, in DER.")]) -> None:
     """Fetch the issuing CA's CRL."""
     output.write_bytes(client.send("GET", "/v1/ca/crl"))
+
+
+def _place(kind: Kind, of_nodes: str, *of_others: str) -> str:
+    """Nodes and other identities come in by different doors, for different roles hold them."""
+    return path_of("v1", *((of_nodes,) if kind is Kind.NODE else of_others))
 
 
 def _entry(kind: Kind, name: str, *act: str) -> str:

@@ -116,15 +116,18 @@ def refusal_by_fixed_rule(
 ) -> Reason | None:
     """Steps 1 to 5: why `peer` may do nothing at all at `now`, or None. Times are seconds since the Unix epoch."""
     record = snapshot.inventory.get(peer.id)
-    rules = (
-        (snapshot.policy is None, Reason.REVISION_MISSING),  # 1
-        (snapshot.is_revoked(peer.id, peer.serial), Reason.IDENTITY_REVOKED),  # 2
-        (now >= peer.not_after, Reason.CERTIFICATE_EXPIRED),  # 3
-        (now < peer.not_before, Reason.CERTIFICATE_NOT_YET_VALID),  # 3
-        (record is None, Reason.IDENTITY_UNKNOWN),  # 4
-        (record is not None and record.state is State.QUARANTINED, Reason.IDENTITY_QUARANTINED),  # 4
-        (record is not None and record.state is not State.ACTIVE, Reason.IDENTITY_REVOKED),  # 4
-        (posture.verdict is Verdict.FAILED, Reason.POSTURE_FAILED),  # 5
-        (now >= attested_until, Reason.ATTESTATION_EXPIRED),  # 5
-    )
-    return next((reason for broken, reason in rules if broken), None)
+    if snapshot.policy is None:  # 1
+        return Reason.REVISION_MISSING
+    if snapshot.is_revoked(peer.id, peer.serial):  # 2
+        return Reason.IDENTITY_REVOKED
+    if now >= peer.not_after:  # 3
+        return Reason.CERTIFICATE_EXPIRED
+    if now < peer.not_before:  # 3
+        return Reason.CERTIFICATE_NOT_YET_VALID
+    if record is None:  # 4
+        return Reason.IDENTITY_UNKNOWN
+    if record.state is not State.ACTIVE:  # 4
+        return Reason.IDENTITY_QUARANTINED if record.state is State.QUARANTINED else Reason.IDENTITY_REVOKED
+    if posture.verdict is Verdict.FAILED:  # 5
+        return Reason.POSTURE_FAILED
+    return Reason.ATTESTATION_EXPIRED if now >= attested_until else None  # 5

@@ -89,8 +89,9 @@ def serial_of(leaf: bytes) -> str:
 
 
 def named_identity(call: Call, trust_domain: str) -> SpiffeId:
-    """The identity that the path names by `{kind}/{name}`. Raises `Fault(NOT_FOUND | MESSAGE_MALFORMED)`."""
-    kind = call.parameters["kind"]
+    """The identity that the path names by `{kind}/{name}`, or a node by `{name}`. Raises
+    `Fault(NOT_FOUND | MESSAGE_MALFORMED)`."""
+    kind = call.parameters.get("kind", Kind.NODE.value)
     if kind not in _KINDS:
         raise Fault(Reason.NOT_FOUND, f"the kinds are {', '.join(_KINDS)}", field="kind")
     return SpiffeId(trust_domain, Kind(kind), check_name(call.parameters["name"]))

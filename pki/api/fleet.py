@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from foundation.api import MAX_JSON_BYTES, Answer, ApiRoute, Call, Handler
 from foundation.faults import Fault
 from foundation.fields import Fields
+from foundation.identifiers import Kind, SpiffeId
 from foundation.reasons import Reason
 from foundation.wire.changes import revocation_document
 from pki.api.documents import (
@@ -28,7 +29,7 @@ from pki.entries import Expected
 
 MAX_IMPORT_BYTES = 8 * 1024 * 1024
 MAX_IMPORTED = 10_000
-_ONE = "/v1/inventory/{kind}/{name}"
+_NODE, _ONE = "/v1/inventory/node/{name}", "/v1/inventory/{kind}/{name}"
 
 
 class FleetApi:
@@ -43,26 +44,33 @@ class FleetApi:
         return [
             ApiRoute("inventory.list", "GET", "/v1/inventory", self.list, "Entries, by page", query=FILTERS + PAGING),
             ApiRoute("inventory.show", "GET", _ONE, self.show, "One entry"),
-            ApiRoute("inventory.add", "POST", "/v1/inventory", self.add, "Expect one identity", MAX_JSON_BYTES),
+            ApiRoute("inventory.add", "POST", "/v1/inventory", self.add, "Expect one node", MAX_JSON_BYTES),
+            ApiRoute("identities.add", "POST", "/v1/identities", self.add_other, "Expect one other", MAX_JSON_BYTES),
             ApiRoute(
                 "inventory.import",
                 "POST",
                 "/v1/inventory/import",
                 self.add_all,
-                "Expect many or none",
+                "Expect many nodes or none",
                 MAX_IMPORT_BYTES,
             ),
-            ApiRoute(
-                "inventory.update", "PATCH", _ONE, self.update, "Change roles, tier, place, labels", MAX_JSON_BYTES
-            ),
-            self._act("quarantine", self.quarantine, "Shut out until released"),
-            self._act("release", self.release, "End a quarantine"),
-            self._act("clear-failure", self.clear_failure, "The node was inspected: its failure is over"),
-            self._act("revoke", self.revoke, "Withdraw trust from an identity and all its certificates"),
-            self._act("admit", self.admit, "Let a revoked identity enrol again"),
-            self._act("retire", self.retire, "Revoke for good and part it from its TPM"),
+            *self._change("update", self.update, "Change roles, tier, place, labels", method="PATCH"),
+            *self._change("quarantine", self.quarantine, "Shut out until released"),
+            *self._change("release", self.release, "End a quarantine"),
+            *self._change("clear-failure", self.clear_failure, "It was inspected: its failure is over"),
+            *self._change("revoke", self.revoke, "Withdraw trust from an identity and all its certificates"),
+            *self._change("admit", self.admit, "Let a revoked identity enrol again"),
+            *self._change("retire", self.retire, "Revoke for good and part it from its TPM"),
             ApiRoute("tokens.list", "GET", "/v1/tokens", self.list_tokens, "Tokens, without secrets", query=PAGING),
-            ApiRoute("tokens.create", "POST", "/v1/tokens", self.create_token, "Mint a token", MAX_JSON_BYTES),
+            ApiRoute("tokens.create", "POST", "/v1/tokens", self.create_token, "A token for a node", MAX_JSON_BYTES),
+            ApiRoute(
+                "identities.token",
+                "POST",
+                "/v1/identities/tokens",
+                self.create_other_token,
+                "A token for another",
+                MAX_JSON_BYTES,
+            ),
             ApiRoute("tokens.void", "POST", "/v1/tokens/void", self.void_tokens, "Void unspent tokens", MAX_JSON_BYTES),
         ]
 
@@ -77,13 +85,21 @@ class FleetApi:
             return Answer.of(entry_document(await self._inventory.get(named_identity(call, self._trust_domain))))
 
     async def add(self, call: Call) -> Answer:
-        expected = Expected.parse(call.fields(), self._trust_domain)
+        return await self._add(call, Expected.parse(call.fields(), self._trust_domain), nodes=True)
+
+    async def add_other(self, call: Call) -> Answer:
+        return await self._add(call, Expected.parse(call.fields(), self._trust_domain), nodes=False)
+
+    async def _add(self, call: Call, expected: Expected, *, nodes: bool) -> Answer:
+        _check_kind(expected.id, "/v1/identities" if nodes else "/v1/inventory", nodes=nodes)
         return Answer.of(entry_document(await self._inventory.add(expected, str(call.caller.id))), 201)
 
     async def add_all(self, call: Call) -> Answer:
         fields = call.fields()
         expected = fields.each("entries", lambda item: Expected.parse(item, self._trust_domain), most=MAX_IMPORTED)
         fields.finish()
+        for each in expected:
+            _check_kind(each.id, "/v1/identities", nodes=True)
         added = await self._inventory.add_all(expected, str(call.caller.id))
         return Answer.of({"added": len(added)}, 201)
 
@@ -144,8 +160,15 @@ class FleetApi:
         return Answer.of({"items": [token_document(one) for one in found], "next": following})
 
     async def create_token(self, call: Call) -> Answer:
+        return await self._create_token(call, nodes=True)
+
+    async def create_other_token(self, call: Call) -> Answer:
+        return await self._create_token(call, nodes=False)
+
+    async def _create_token(self, call: Call, *, nodes: bool) -> Answer:
         fields = call.fields()
         identity = body_identity(fields, self._trust_domain)
+        _check_kind(identity, "/v1/identities/tokens" if nodes else "/v1/tokens", nodes=nodes)
         ttl = fields.duration("ttl", "1h")
         fields.finish()
         token = await self._authority.tokens.mint(identity, ttl, str(call.caller.id))
@@ -158,8 +181,19 @@ class FleetApi:
         fields.finish()
         return Answer.of({"voided": await self._authority.tokens.void(identity, str(call.caller.id))})
 
-    def _act(self, verb: str, handler: Handler, summary: str) -> ApiRoute:
-        return ApiRoute(f"inventory.{verb}", "POST", f"{_ONE}/{verb}", handler, summary, MAX_JSON_BYTES)
+    def _change(self, verb: str, handler: Handler, summary: str, *, method: str = "POST") -> tuple[ApiRoute, ApiRoute]:
+        """Two routes, for policy tells nodes from those who could change what everybody may do."""
+        tail = "" if method == "PATCH" else f"/{verb}"
+        return (
+            ApiRoute(f"inventory.{verb}", method, _NODE + tail, handler, f"{summary} (a node)", MAX_JSON_BYTES),
+            ApiRoute(f"identities.{verb}", method, _ONE + tail, handler, f"{summary} (any other)", MAX_JSON_BYTES),
+        )
+
+
+def _check_kind(identity: SpiffeId, other_path: str, *, nodes: bool) -> None:
+    """Nodes are the operators' business; operators, services and gateways are security's."""
+    if (identity.kind is Kind.NODE) is not nodes:
+        raise Fault(Reason.MESSAGE_MALFORMED, f"a {identity.kind.value} belongs to {other_path}", field="body.kind")
 
 
 def _body(call: Call) -> Fields:

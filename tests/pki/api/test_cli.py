@@ -63,8 +63,8 @@ async def test_the_life_of_an_entry(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("nodes.json", '[{"name": "n1", "roles": ["a", "b"], "tier": 2}, {"name": "n2", "kind": "gateway"}]'),
-        ("nodes.csv", "name,kind,roles,tier,labels\nn1,node,a b,2,k=v x=y\nn2,gateway,,,\n"),
+        ("nodes.json", '[{"name": "n1", "roles": ["a", "b"], "tier": 2}, {"name": "n2", "kind": "node"}]'),
+        ("nodes.csv", "name,kind,roles,tier,labels\nn1,node,a b,2,k=v x=y\nn2,node,,,\n"),
     ],
 )
 async def test_import(tmp_path: Path, name: str, content: str) -> None:
