@@ -184,7 +184,7 @@ def doctor_command(
     """Say what is wrong with this machine or configuration, and what to do. Exit code 1 when something is bad."""
     from gateway.orchestrator import Settings  # noqa: PLC0415  # `--help` needs none of it
 
-    findings = examine(read_configuration(config), Settings.parse)
+    findings = examine(config, Settings.parse)
     if as_json:
         _out.print_json(data=[asdict(finding) for finding in findings])
     else:

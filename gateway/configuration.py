@@ -53,7 +53,7 @@ class SystemSettings:
     @classmethod
     def parse(cls, fields: Fields) -> SystemSettings:
         settings = cls(
-            trust_domain=SpiffeId(fields.text("trust_domain"), Kind.NODE, "check").trust_domain,
+            trust_domain=_trust_domain(fields),
             role=Role(fields.one_of("role", tuple(Role), Role.ALL)),
             profile=fields.one_of("profile", ("development", "production"), "development"),
             state=Path(fields.text("state", "state")),
@@ -64,6 +64,13 @@ class SystemSettings:
     @property
     def is_production(self) -> bool:
         return self.profile == "production"
+
+
+def _trust_domain(fields: Fields) -> str:
+    try:
+        return SpiffeId(fields.text("trust_domain", max_length=255), Kind.NODE, "check").trust_domain
+    except Fault as fault:
+        raise fields.fault("trust_domain", fault.detail) from None
 
 
 @dataclass(frozen=True, slots=True)

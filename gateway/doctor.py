@@ -13,7 +13,7 @@ from pathlib import Path
 from cryptography import x509
 
 from foundation.faults import Fault
-from gateway.configuration import Configuration, Role, SystemSettings
+from gateway.configuration import Configuration, Role, SystemSettings, read_configuration
 
 LOW_DISK_BYTES = 1 << 30
 SOON = datetime.timedelta(days=30)
@@ -41,9 +41,11 @@ class Finding:
 Check = Callable[[Configuration], Iterator[Finding]]
 
 
-def examine(configuration: Configuration, parse: Callable[[Configuration], object]) -> list[Finding]:
-    """Every finding. `parse` judges the settings of all parts and raises `Fault`."""
+def examine(path: Path, parse: Callable[[Configuration], object]) -> list[Finding]:
+    """Every finding about the settings in `path` and what they name. `parse` judges the settings of all parts and
+    raises `Fault`."""
     try:
+        configuration = read_configuration(path)
         parse(configuration)
     except Fault as fault:
         return [Finding("settings", "bad", str(fault), fault.reason.remedy)]

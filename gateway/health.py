@@ -26,10 +26,17 @@ class HealthSettings:
     @classmethod
     def parse(cls, fields: Fields) -> HealthSettings:
         settings = cls(fields.text("host", "127.0.0.1"), fields.integer("port", 9440, least=0, most=65535))
-        if not ipaddress.ip_address(settings.host).is_loopback:
+        if not _is_loopback(settings.host):
             raise fields.fault("host", "expected a loopback address: these pages ask for no credentials")
         fields.finish()
         return settings
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def health_app(registry: CollectorRegistry, readiness: Readiness) -> web.Application:
