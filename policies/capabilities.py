@@ -7,14 +7,15 @@ embedded engine gives OPA's answer (a differential test says so). What is missin
   `net.lookup_ip_addr`, `opa.runtime`, `io.jwt.decode_verify` (compares with the clock), `trace`, `print`;
 - the embedded engine would need the host for it, and policy that decides by facts needs it not: everything of
   `crypto`, `graphql`, `io.jwt`, `providers`, `rego`, `time`, `units`, `uri`, `uuid`, `yaml` and others;
+- Wasm gives another answer: `indexof` of an empty text;
 - `semver.compare` does not end in OPA 1.22.2 when a pre-release number is beyond 64 bits;
 - the embedded engine has it, but policy by facts has no use for it, so it is not held equal: `base64.decode`,
   `json.unmarshal`, `regex.find_all_string_submatch_n` and the like.
 
 Of OPA 1.22.2's own cases for what is on the list, Wasm answers all but these as OPA does, when `input` is an object:
-- an array made by walking through an object or a set has another order: `sort` what has an order;
+- a set becomes an array, and an object or a set is walked through, in another order: `sort` what has an order;
 - `data.x[2]` finds the key "2" in OPA alone: keys of objects are strings, so look up by strings;
-- `format_int` of more than 64 bits ends the evaluation, and so denies.
+- `format_int` of more than 64 bits and 0 / 0 end the evaluation, and so deny.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 NATIVE = frozenset(
     """
 abs and array.concat array.reverse array.slice assign bits.and bits.lsh bits.negate bits.or bits.rsh bits.xor ceil
-concat contains count div endswith eq equal floor format_int glob.match graph.reachable gt gte indexof
+concat contains count div endswith eq equal floor format_int glob.match graph.reachable gt gte
 internal.member_2 internal.member_3 intersection is_array is_boolean is_null is_number is_object is_set is_string
 json.filter json.remove lower lt lte max min minus mul neq net.cidr_contains net.cidr_intersects numbers.range
 object.filter object.get object.keys object.remove object.union or plus product regex.is_valid regex.match rem replace

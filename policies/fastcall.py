@@ -15,9 +15,9 @@ from wasmtime._func import enter_wasm
 
 
 class FastCall:
-    """`function` of `store`, taking `parameters` 32-bit integers and returning one."""
+    """`function` of `store`, taking `parameters` 32-bit integers and returning one (or, with `results=0`, none)."""
 
-    def __init__(self, store: wasmtime.Store, function: wasmtime.Func, parameters: int) -> None:
+    def __init__(self, store: wasmtime.Store, function: wasmtime.Func, parameters: int, *, results: int = 1) -> None:
         self._store = store
         self._context = store._context()
         self._function = ctypes.byref(function._func)
@@ -26,6 +26,7 @@ class FastCall:
         for argument in self._arguments:
             argument.kind = ffi.WASMTIME_I32
         self._unions = [argument.of for argument in self._arguments]
+        self._results = results
         self._result = (ffi.wasmtime_val_t * 1)()
 
     def __call__(self, *values: int) -> int:
@@ -34,7 +35,7 @@ class FastCall:
             union.i32 = value
         with enter_wasm(self._store) as trap:
             error = ffi.wasmtime_func_call(
-                self._context, self._function, self._arguments, self._count, self._result, 1, trap
+                self._context, self._function, self._arguments, self._count, self._result, self._results, trap
             )
             if error:
                 raise wasmtime.WasmtimeError._from_ptr(error)

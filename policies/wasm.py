@@ -43,7 +43,7 @@ class WasmEngine:
         config.epoch_interruption = True
         self._engine = wasmtime.Engine(config)
         self._data = _to_json(compiled.data).encode()
-        self._memory = settings.memory
+        self._pages = _initial_pages(compiled.wasm), settings.memory // _PAGE
         self._closed = False  # a closed engine has no ticker, so nothing would end an evaluation
         try:
             self._module = wasmtime.Module(self._engine, compiled.wasm)
@@ -107,29 +107,30 @@ class WasmEngine:
             instance.close()
 
     def _instantiate(self) -> _Instance:
-        return _Instance(self._engine, self._module, self._memory, self._data)
+        return _Instance(self._engine, self._module, self._pages, self._data)
 
 
 class _Instance:
     """One instance with the data on its heap."""
 
-    def __init__(self, engine: wasmtime.Engine, module: wasmtime.Module, memory: int, data: bytes) -> None:
+    def __init__(self, engine: wasmtime.Engine, module: wasmtime.Module, pages: tuple[int, int], data: bytes) -> None:
         self._store = wasmtime.Store(engine)
-        self._store.set_limits(memory_size=memory, instances=1, memories=1, tables=1)
+        self._store.set_limits(memory_size=pages[1] * _PAGE, instances=1, memories=1, tables=1)
         self._store.set_epoch_deadline(1_000)  # loading is bounded too
         try:
-            self._start(module, memory // _PAGE, data)
+            self._start(module, wasmtime.Limits(*pages), data)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, module: wasmtime.Module, most_pages: int, data: bytes) -> None:
+    def _start(self, module: wasmtime.Module, pages: wasmtime.Limits, data: bytes) -> None:
         store = self._store
-        least = next(item.type.limits.min for item in module.imports if isinstance(item.type, wasmtime.MemoryType))
-        self._memory = wasmtime.Memory(store, wasmtime.MemoryType(wasmtime.Limits(least, most_pages)))
+        self._memory = wasmtime.Memory(store, wasmtime.MemoryType(pages))
         imports = [self._import(item) for item in module.imports]
         self._exports = wasmtime.Instance(store, module, imports).exports(store)
         self._eval = FastCall(store, self._function("opa_eval"), 7)
+        self._json_parse = FastCall(store, self._function("opa_json_parse"), 2)
+        self._heap_ptr_set = FastCall(store, self._function("opa_heap_ptr_set"), 1, results=0)
         self._entrypoints: dict[str, int] = self._load(self._call("entrypoints"))
         self._builtins = {number: name for name, number in self._load(self._call("builtins")).items()}
         self._data = self._parse(data)
@@ -141,6 +142,10 @@ class _Instance:
         self._write(self._heap, document)
         end = (self._heap + len(document) + 7) & ~7
         store.set_epoch_deadline(ticks)
+        # `opa_eval` takes what it cannot parse for an undefined `input`, of which every `not` is true.
+        self._heap_ptr_set(end)
+        if self._json_parse(self._heap, len(document)) == 0:
+            raise BuiltinFault("the input is not JSON")
         number = self._entrypoints[entrypoint]
         return self._text(self._eval(0, number, self._data, self._heap, len(document), end, 0))
 
@@ -175,7 +180,7 @@ class _Instance:
         """The address of the value that `document` spells."""
         address: int = self._call("opa_malloc", len(document))
         self._write(address, document)
-        value: int = self._call("opa_json_parse", address, len(document))
+        value = self._json_parse(address, len(document))
         if value == 0:
             raise BuiltinFault("a value is not JSON")
         return value
@@ -228,6 +233,11 @@ class _Ticker:
     def _tick(self, engine: wasmtime.Engine, interval: float) -> None:
         while not self._stopped.wait(interval):
             engine.increment_epoch()
+
+
+def _initial_pages(module: bytes) -> int:
+    """OPA's module asks for two pages, whatever its constants take; they take no more than the module does."""
+    return 16 + -(-len(module) // _PAGE)
 
 
 def _reason(error: Exception) -> Reason:
