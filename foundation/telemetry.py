@@ -105,10 +105,11 @@ class Telemetry:
 class SilentSpan:
     """A span that nobody records. `context` goes on to the next hop."""
 
-    __slots__ = ("context",)
+    __slots__ = ("context", "recorded")
 
     def __init__(self, context: TraceContext) -> None:
         self.context = context
+        self.recorded = False
 
     def set(self, name: str, value: str | bool | int | float) -> None:
         """Nothing: nobody looks."""
@@ -126,10 +127,11 @@ class SilentSpan:
 class RecordedSpan:
     """A span that is exported once it ends. `context` goes on to the next hop."""
 
-    __slots__ = ("_span", "context")
+    __slots__ = ("_span", "context", "recorded")
 
     def __init__(self, span: Span) -> None:
         self._span = span
+        self.recorded = True
         found = span.get_span_context()
         self.context = TraceContext(f"{found.trace_id:032x}", f"{found.span_id:016x}", True)
 

@@ -319,6 +319,7 @@ class Orchestrator:
             Records(base.decisions),
             Upstreams(settings.upstreams, base.time),
             base.metrics,
+            base.telemetry.span,
         )
         return _GatewayParts(
             store,

@@ -10,7 +10,6 @@ import asyncio
 import base64
 import hashlib
 import logging
-import os
 from typing import TYPE_CHECKING
 
 from foundation.faults import Fault
@@ -32,6 +31,7 @@ MAX_TRIES = 3
 VIA = b"via: 1.1 sallyport\r\n"
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 NEVER = float("inf")
+_FIRST_ERROR = 500
 _LOG = logging.getLogger(__name__)
 
 
@@ -57,6 +57,7 @@ class HttpExchange:
         "_route",
         "_sent",
         "_services",
+        "_span",
         "_status",
         "_tries",
         "_tunnel",
@@ -92,6 +93,7 @@ class HttpExchange:
         self._chunked_answer = False
         self._status = 0
         self._begun = self._services.clock.monotonic()
+        self._span = self._services.spans("exchange", TraceContext.parse(head.traceparent.decode("latin-1")))
         self.due = NEVER
         self.over = False
 
@@ -199,7 +201,7 @@ class HttpExchange:
             VIA,
         ]
         lines += [b"%b: %b\r\n" % field for field in head.fields]
-        lines.append(trace_lines(head))
+        lines.append(trace_lines(head, self._span.context))
         if head.length > 0 or (head.length == 0 and head.method not in {b"GET", b"HEAD"}):
             lines.append(b"content-length: %d\r\n" % head.length)
         elif head.length == CHUNKED:
@@ -405,18 +407,25 @@ class HttpExchange:
             self._upstream = None
         services = self._services
         services.registry.leave(self._guard)
+        self._end_span(reason)
         services.metrics.answered(self._route.name, reason, self._status, services.clock.monotonic() - self._begun)
 
+    def _end_span(self, reason: Reason) -> None:
+        span = self._span
+        if span.recorded:
+            span.set("sallyport.route", self._route.name)
+            span.set("sallyport.reason", reason.code)
+            span.set("sallyport.decision", self._decision.id if self._decision is not None else "")
+            span.set("http.request.method", self._head.method.decode("latin-1"))
+            span.set("http.response.status_code", self._status)
+        span.end("" if self._permit is not None and self._status < _FIRST_ERROR else reason.code)
 
-def trace_lines(head: RequestHead) -> bytes:
-    """This hop's `traceparent`, a child of the caller's where that is valid; the caller's state is kept with it
-    alone."""
-    parent = TraceContext.parse(head.traceparent.decode("latin-1"))
-    if parent is None:
-        return b"traceparent: %b\r\n" % TraceContext.begin().header().encode("ascii")
-    own = TraceContext(parent.trace_id, os.urandom(8).hex(), parent.sampled)
+
+def trace_lines(head: RequestHead, own: TraceContext) -> bytes:
+    """This hop's `traceparent`; the caller's state goes on only with the caller's trace (W3C Trace Context §3.3)."""
     line = b"traceparent: %b\r\n" % own.header().encode("ascii")
-    return line + (b"tracestate: %b\r\n" % head.tracestate if head.tracestate else b"")
+    kept = head.tracestate and own.trace_id in head.traceparent.decode("latin-1")
+    return line + (b"tracestate: %b\r\n" % head.tracestate if kept else b"")
 
 
 def websocket_accept(key: bytes) -> bytes:

@@ -9,6 +9,8 @@ from typing import Protocol
 from foundation.clock import Clock
 from foundation.fields import Fields
 from foundation.reasons import Reason
+from foundation.telemetry import SilentSpan
+from foundation.trace import TraceContext
 from gateway.proxy.http1 import Limits, RequestReader
 from gateway.proxy.identify import Peer
 from gateway.proxy.record import Records
@@ -96,6 +98,22 @@ class NoMetrics:
         pass
 
 
+class ProxySpan(Protocol):
+    """A span of a trace, as `foundation.telemetry` makes them. `recorded` says whether anybody will look."""
+
+    recorded: bool
+    context: TraceContext
+
+    def set(self, name: str, value: str | bool | int | float) -> None: ...
+
+    def end(self, error: str = "") -> None: ...
+
+
+def silent_span(name: str, parent: TraceContext | None) -> ProxySpan:
+    """A span that nobody records."""
+    return SilentSpan(parent or TraceContext.begin())
+
+
 class DecisionMaker(Protocol):
     """`gateway.proxy.decide.Decider`, as connections use it."""
 
@@ -121,6 +139,7 @@ class ConnectionServices:
     records: Records
     upstreams: Upstreams
     metrics: ProxyMetrics = field(default_factory=NoMetrics)
+    spans: Callable[[str, TraceContext | None], ProxySpan] = silent_span
     draining: bool = False
     requests: RequestReader = field(init=False)
 
