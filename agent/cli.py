@@ -23,7 +23,7 @@ from agent.call import Call
 from agent.call import call as call_through_gateway
 from agent.channel import Refusal
 from agent.enrol import enrol as enrol_node
-from agent.keys import client_context, stored_key, tpm_for
+from agent.keys import client_context, stored_key, telling_why, tpm_for
 from agent.renew import is_due
 from agent.renew import renew as renew_node
 from agent.settings import DEFAULT_FILE, Address, AgentSettings
@@ -142,11 +142,8 @@ def _call(settings: AgentSettings, gateway: Address, request: Call) -> int:
     identity = NodeStore(settings.directory).identity()
     with tpm_for(identity.key, settings) as tpm:
         key = stored_key(identity.key, tpm)
-        try:
+        with telling_why(key):
             return asyncio.run(call_through_gateway(gateway, client_context(identity, key), request, _write))
-        except Fault as fault:
-            # OpenSSL tells of a signature that was not made as of any failed handshake.
-            raise getattr(key, "fault", None) or fault from None
 
 
 def _count_signatures(identity: Identity, settings: AgentSettings) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from agent.channel import trusting
 from agent.evidence import Prover, SoftwareProver, TpmProver
@@ -42,6 +43,15 @@ def new_prover(settings: AgentSettings, tpm: Tpm | None) -> Prover:
     key = TpmTlsKey(tpm, tpm.create_tls_key())
     self_test(key)
     return TpmProver(tpm, key, ek=settings.ek, event_log=settings.event_log)
+
+
+@contextmanager
+def telling_why(key: TlsKey) -> Iterator[None]:
+    """OpenSSL tells of a signature that was not made as of any failed handshake: raise what the key knows of it."""
+    try:
+        yield
+    except Fault as fault:
+        raise getattr(key, "fault", None) or fault from None
 
 
 def client_context(identity: Identity, key: TlsKey) -> ssl.SSLContext:

@@ -7,7 +7,7 @@ from contextlib import closing
 
 from agent.channel import Channel
 from agent.exchange import Report, deliver, propose
-from agent.keys import client_context, new_prover, stored_key, tpm_for
+from agent.keys import client_context, new_prover, stored_key, telling_why, tpm_for
 from agent.settings import Address, AgentSettings
 from agent.store import Identity, NodeStore, Pending
 from agent.tpm import Tpm
@@ -28,8 +28,9 @@ async def renew(settings: AgentSettings, store: NodeStore, clock: Clock, report:
     with store.exclusively():
         identity = store.identity()
         with await asyncio.to_thread(tpm_for, identity.key, settings) as tpm:
-            channel = await asyncio.to_thread(_channel, settings, identity, tpm)
-            with closing(channel):
+            key = await asyncio.to_thread(stored_key, identity.key, tpm)
+            channel = Channel(_address(settings), client_context(identity, key), settings.timeout)
+            with closing(channel), telling_why(key):
                 pending = store.pending()
                 if pending and pending.purpose == "renew":
                     report("asking again for the answer that was lost")
@@ -43,11 +44,6 @@ async def renew(settings: AgentSettings, store: NodeStore, clock: Clock, report:
                 store.save_pending(pending)
                 report("asking for the certificate")
                 return await deliver(channel, pending, store, clock)
-
-
-def _channel(settings: AgentSettings, identity: Identity, tpm: Tpm | None) -> Channel:
-    context = client_context(identity, stored_key(identity.key, tpm))
-    return Channel(_address(settings), context, settings.timeout)
 
 
 def _propose(settings: AgentSettings, identity: Identity, tpm: Tpm | None, channel: Channel, report: Report) -> Pending:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import fcntl
 import json
+import os
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -140,7 +141,7 @@ class NodeStore:
     def exclusively(self) -> Iterator[None]:
         """Nobody else enrols or renews with this folder meanwhile. Raises `Fault(OVERLOADED)` when another does."""
         make_private_folder(self._folder)
-        with (self._folder / "lock").open("w") as lock:
+        with open(self._folder / "lock", "w", opener=_private) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -157,6 +158,10 @@ def _write_secret(path: Path, content: bytes) -> None:
         write_secret(path, content)
     except OSError as error:
         raise Fault(Reason.FILE_UNREADABLE, error.strerror or "cannot be written", field=str(path)) from error
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _read(path: Path) -> Fields:
