@@ -4,6 +4,7 @@ Laws held here:
 - a policy revision is enforced only when its signature verifies and its number is above the floor; one that does not
   load leaves the revision before in force, and the refusal is on the audit log;
 - the floor is on disk before the revision is enforced, so that a restart cannot take an older one;
+- a revision that did not load because its policy server was away is enforced once that is back;
 - a broken feed ages the facts (`gateway.fleet.staleness`); it never removes them, and it never adds one;
 - what was kept from before a restart goes through the same hands as what the authority sends.
 """
@@ -20,9 +21,14 @@ from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.identity import Change, Heartbeat, PolicyPublished, SnapshotNumbers
 from foundation.ports import AuditEvent, AuditLog, ChangeFeed
+from foundation.reasons import Reason
 from gateway.snapshot import PolicyPart, SnapshotStore
 
 RETRY_FIRST, RETRY_LAST = 0.2, 5.0
+# A policy server that is away, or has just begun.
+_MAY_PASS = frozenset({Reason.ENGINE_UNREACHABLE, Reason.ENGINE_TIMEOUT, Reason.ENGINE_FAILED})
+    {Reason.ENGINE_UNREACHABLE, Reason.ENGINE_TIMEOUT, Reason.ENGINE_FAILED}
+)  # a policy server's ways
 _LOG = logging.getLogger(__name__)
 
 # Verifies, raises the floor on disk and loads a published bundle. Raises `Fault` with the reason of the refusal.
@@ -56,6 +62,7 @@ class Follower:
         self._clock = clock
         self._kept = kept
         self._numbers: SnapshotNumbers | None = None
+        self._put_off: PolicyPublished | None = None
         self.caught_up = asyncio.Event()
 
     async def run(self) -> None:
@@ -108,6 +115,8 @@ class Follower:
         self._store.apply(change)
         if isinstance(change, Heartbeat):
             self._numbers = change.numbers
+            if self._put_off is not None:
+                await self._publish(self._put_off)
             self.caught_up.set()
 
     async def _publish(self, change: PolicyPublished) -> None:
@@ -117,13 +126,23 @@ class Follower:
         try:
             part = await self._load(change)
         except Fault as fault:
-            _LOG.error("revision %d is refused: %s", change.revision, fault)
-            refused = AuditEvent("policy.refused", "gateway", f"revision/{change.revision}", fault.reason.code)
-            await self._audit.append(refused)
+            await self._refuse(change, fault)
             return
+        self._put_off = None
         await self._audit.append(
             AuditEvent("policy.enforced", "gateway", f"revision/{part.revision}", detail={"digest": part.digest})
         )
         self._store.publish_policy(part)
         if before is not None:
             await before.engine.close()
+
+    async def _refuse(self, change: PolicyPublished, fault: Fault) -> None:
+        """Leave the revision before in force. What may pass by itself is tried again with each heartbeat, and audited
+        once."""
+        tried_before = self._put_off is change
+        self._put_off = change if fault.reason in _MAY_PASS else None
+        if tried_before and self._put_off is change:
+            return
+        _LOG.error("revision %d is refused: %s", change.revision, fault)
+        refused = AuditEvent("policy.refused", "gateway", f"revision/{change.revision}", fault.reason.code)
+        await self._audit.append(refused)

@@ -50,6 +50,19 @@ async def load(change: PolicyPublished) -> PolicyPart:
     return PolicyPart(change.revision, f"digest-{change.revision}", FakeEngine(), RouteTable(()))
 
 
+class AwayAtFirst:
+    """A policy server that is away for the first loads of revision 2."""
+
+    def __init__(self, loads: int) -> None:
+        self.loads = loads
+
+    async def __call__(self, change: PolicyPublished) -> PolicyPart:
+        if change.revision == 2 and self.loads:
+            self.loads -= 1
+            raise Fault(Reason.ENGINE_UNREACHABLE)
+        return await load(change)
+
+
 async def follow(feed: ScriptedFeed, clock: ManualClock, turns: int = 1) -> tuple[SnapshotStore, Audit, Follower]:
     store, audit = SnapshotStore(), Audit()
     follower = Follower(feed, store, load, audit, clock)
@@ -98,3 +111,21 @@ async def test_a_broken_feed_is_continued_from_the_last_heartbeat() -> None:
     store, _, _ = await follow(feed, ManualClock(), turns=2)
     assert feed.since[:2] == [None, SnapshotNumbers(1, 0, 0, 3)]
     assert store.heartbeat_at == 6.0
+
+
+async def test_a_revision_whose_policy_server_was_away_is_enforced_with_a_later_heartbeat() -> None:
+    beats = [heartbeat(float(number), 0) for number in range(4)]
+    feed = ScriptedFeed([PolicyPublished(1, b"one"), PolicyPublished(2, b"two"), *beats])
+    store, audit = SnapshotStore(), Audit()
+    follower = Follower(feed, store, AwayAtFirst(3), audit, ManualClock())
+    task = asyncio.create_task(follower.run())
+    for _ in range(40):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert store.current.numbers.policy == 2
+    assert [(event.kind, event.subject) for event in audit] == [
+        ("policy.enforced", "revision/1"),
+        ("policy.refused", "revision/2"),
+        ("policy.enforced", "revision/2"),
+    ]
