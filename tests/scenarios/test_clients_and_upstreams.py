@@ -137,7 +137,7 @@ def test_readers_who_stop_cost_bounded_memory_and_hold_up_nobody(site: Site, lar
     assert site.curl(f"{site.url}/files/large", "-o", "/dev/null", "-w", "%{size_download}") == str(LARGE).encode()
     assert _most_memory(site) - before < HELD_BYTES
     for each in stopped:
-        each.close()
+        each.connection.close()
 
 
 @pytest.mark.parametrize("framing", [(), ("-H", "Transfer-Encoding: chunked")], ids=["length", "chunked"])

@@ -1,15 +1,16 @@
-"""What stands around a Sallyport in tests: etcd, nginx, an OPA server, a WebSocket service. All real, all on loopback."""
+"""What stands around a Sallyport in tests: etcd, nginx, an OPA server, services. All real, all on loopback."""
 
 from __future__ import annotations
 
 import contextlib
-import socket
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from deploy.demo.free_ports import free_ports
-from tests.support.processes import Running, answers, running
+from tests.support.processes import PATIENCE, Running, answers, listens, running
 
 _NGINX = """
 daemon off;
@@ -105,7 +106,38 @@ def echo_server(folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
-        return True
-    return False
+class HeldService:
+    """A service whose answer to GET /held begins at once and ends when `release` is set."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", "8")
+                self.end_headers()
+                self.wfile.write(b"half")
+                service.release.wait(PATIENCE)
+                self.wfile.write(b"half")
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[HeldService]:
+        thread = threading.Thread(target=self._server.serve_forever)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.release.set()
+            self._server.shutdown()
+            thread.join()
+            self._server.server_close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
@@ -84,7 +85,14 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 def answers(url: str) -> bool:
     """Whether a GET of `url` succeeds."""
     try:
-        urllib.request.urlopen(url, timeout=5).close()
+        urllib.request.urlopen(url, timeout=5).close()  # noqa: S310  # a URL of ours, on loopback
     except OSError:
         return False
     return True
+
+
+def listens(port: int) -> bool:
+    """Whether somebody listens on this port of loopback."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False

@@ -9,10 +9,13 @@ import json
 import shutil
 import ssl
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from cryptography import x509
 
 from agent.keys import client_context as node_context
 from agent.keys import stored_key, tpm_for
@@ -22,9 +25,13 @@ from deploy.demo.emulated_tpm import EmulatedTpm
 from deploy.demo.free_ports import free_ports
 from deploy.demo.tpm_maker import TpmMaker
 from foundation.client import ApiClient
+from foundation.files import write_secret
 from foundation.tls import KeyPair, client_context
+from policies.lifecycle.archive import unpack
+from policies.lifecycle.revision import MANIFEST, SIGNATURE, Revision
+from policies.lifecycle.signing import SigningKey, load_signing_key
 from tests.support.commands import CommandServer, Done
-from tests.support.processes import PATIENCE, Running, answers, wait_until
+from tests.support.processes import PATIENCE, Running, answers, listens, wait_until
 
 DOMAIN = "fleet.example"
 _LISTENERS = ("gateway", "enrolment", "api", "health")
@@ -88,6 +95,7 @@ class Client:
     def __init__(self, context: ssl.SSLContext, port: int) -> None:
         self.connection = http.client.HTTPSConnection("localhost", port, timeout=PATIENCE, context=context)
         self.connection.connect()
+        self.connection.auto_open = 0  # a connection that ended is the test's business
 
     def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> Answered:
         response = self._send(method, path, body, headers)
@@ -111,7 +119,10 @@ class Client:
         self.connection.request(method, path, body or None, {k.replace("_", "-"): v for k, v in headers.items()})
         return self.connection.getresponse()
 
-    def close(self) -> None:
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.connection.close()
 
 
@@ -200,6 +211,14 @@ class System:
         assert self.process is not None
         self.process.kill()
 
+    def set_trust_time_ahead(self, seconds: float) -> float:
+        """While it is off: as if it had been off for longer. Gives its trust time, in seconds since the Unix epoch."""
+        path = self.state / "trust-time"
+        before = float(path.read_text()) if path.exists() else 0.0  # a crash may come before it is first written
+        floor = max(before, time.time()) + seconds
+        write_secret(path, f"{floor:.3f}".encode())
+        return floor
+
     @contextlib.contextmanager
     def running(self) -> Iterator[System]:
         try:
@@ -208,6 +227,31 @@ class System:
         finally:
             if self.process is not None:
                 self.stop()
+
+    @contextlib.contextmanager
+    def unready(self) -> Iterator[System]:
+        """Runs a system that answers and is not ready."""
+        try:
+            self.launch()
+            assert self.process is not None
+            self.process.until(lambda: listens(self.ports["gateway"]), "sallyport serve")
+            yield self
+        finally:
+            self.stop()
+
+    def readiness(self) -> tuple[int, Any]:
+        """What /readyz answers."""
+        return self.page("/readyz", json.loads)
+
+    def page(self, path: str, read: Callable[[bytes], Any] = bytes.decode) -> tuple[int, Any]:
+        """A page of the health listener."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports["health"], timeout=PATIENCE)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, read(response.read())
+        finally:
+            connection.close()
 
     # --- operating it ------------------------------------------------------------------------------------
 
@@ -229,14 +273,15 @@ class System:
         return self.run(*words, "--socket", str(self.state / "sallyport.sock"), expect=expect)
 
     def audited(self) -> list[dict[str, Any]]:
-        """Every record of the audit log, which must verify."""
-        verified = self.run("audit", "verify", "--config", str(self.config), "--json").json
-        exported = self.folder / "audit.export"
-        exported.unlink(missing_ok=True)
-        self.run("audit", "export", str(exported), "--config", str(self.config))
-        records = [json.loads(line) for line in exported.read_text().splitlines()]
-        assert verified
-        return records
+        """Every event of the audit log with its `index` and `time`; the log must verify."""
+        self.run("audit", "verify", "--config", str(self.config))
+        _, *lines = self.run("audit", "export", "--config", str(self.config)).out.splitlines()
+        records = [json.loads(line)["record"] for line in lines]
+        return [record.pop("event") | record for record in records]
+
+    def certificates(self) -> dict[str, dict[str, Any]]:
+        """The ledger, by serial."""
+        return {row["serial"]: row for row in self.operate("cert", "list", "--json").json}
 
     # --- policy --------------------------------------------------------------------------------------------
 
@@ -261,6 +306,19 @@ class System:
         self.operate("policy", "publish", str(self.build()))
         self.enforces(self.revision)
         return self.revision
+
+    def renumbered(self, bundle: Path, number: int) -> Path:
+        """The revision in `bundle` signed under another number: OPA need not compile it again."""
+        members = unpack(bundle.read_bytes())
+        manifest = json.dumps(json.loads(members.pop(MANIFEST)) | {"number": number}, sort_keys=True).encode()
+        del members[SIGNATURE]
+        again = self.folder / f"revision-{number}.bundle"
+        again.write_bytes(Revision(number, manifest, members).signed(self.policy_key))
+        return again
+
+    @property
+    def policy_key(self) -> SigningKey:
+        return load_signing_key(self.authority / "policy.key")
 
     def enforces(self, revision: int) -> None:
         wait_until(lambda: self.numbers()["policy"] == revision, f"revision {revision} to be enforced")
@@ -315,17 +373,24 @@ class Node:
     def id(self) -> str:
         return f"spiffe://{DOMAIN}/node/{self.name}"
 
-    def write_settings(self) -> None:
+    def write_settings(self, **more: str) -> None:
         ports = self.system.ports
-        values = {
+        values: dict[str, str] = {
             "authority": f"localhost:{ports['enrolment']}",
             "renewal": f"localhost:{ports['api']}",
             "gateway": f"localhost:{ports['gateway']}",
             "directory": str(self.folder / "identity"),
             "tcti": self.device.tcti,
             "event_log": str(self.device.event_log),
+            **more,
         }
         self.config.write_text("[agent]\n" + "".join(f'{name} = "{value}"\n' for name, value in values.items()))
+
+    @property
+    def serial(self) -> str:
+        """Its certificate's, in lower-case hex."""
+        leaf = x509.load_der_x509_certificate(self.store.identity().issued.chain[0])
+        return format(leaf.serial_number, "x")
 
     def token(self) -> Path:
         """A fresh token's file."""
@@ -351,7 +416,11 @@ class Node:
         """A connection proven by the key in its TPM."""
         identity, settings = self.store.identity(), self.settings
         with tpm_for(identity.key, settings) as tpm:
-            return Client(node_context(identity, stored_key(identity.key, tpm)), self.system.ports[listener])
+            key = stored_key(identity.key, tpm)
+            try:
+                return Client(node_context(identity, key), self.system.ports[listener])
+            except ssl.SSLError as error:  # OpenSSL loses why a signature was not made
+                raise getattr(key, "fault", None) or error from error
 
 
 MakeSystem = Callable[[str], System]

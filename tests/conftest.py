@@ -1,4 +1,4 @@
-"""What the scenarios share: one running system for those that only use it, and the means to make more."""
+"""What tests of whole systems share: one running system for those that only use it, and the means to make more."""
 
 from __future__ import annotations
 
