@@ -27,8 +27,6 @@ from gateway.snapshot import PolicyPart, SnapshotStore
 RETRY_FIRST, RETRY_LAST = 0.2, 5.0
 # A policy server that is away, or has just begun.
 _MAY_PASS = frozenset({Reason.ENGINE_UNREACHABLE, Reason.ENGINE_TIMEOUT, Reason.ENGINE_FAILED})
-    {Reason.ENGINE_UNREACHABLE, Reason.ENGINE_TIMEOUT, Reason.ENGINE_FAILED}
-)  # a policy server's ways
 _LOG = logging.getLogger(__name__)
 
 # Verifies, raises the floor on disk and loads a published bundle. Raises `Fault` with the reason of the refusal.
