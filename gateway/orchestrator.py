@@ -13,6 +13,7 @@ cannot start stops the start, with its reason. Whatever runs is owned by one tas
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import socket
@@ -229,6 +230,7 @@ class Orchestrator:
             if stop.is_set():
                 return
             await self._listen(stack, base, source, gateway)
+            _settle_memory()
             self.started.set()
             await stop.wait()
             await gateway.listener.drain(DRAIN_SECONDS)
@@ -386,6 +388,13 @@ async def _keep_server_certificate(
         await time.sleep(SERVER_CERTIFICATE_CHECKED_EVERY)
         if await renew_server_certificate(authority, settings, time):
             certificates.load()
+
+
+def _settle_memory() -> None:
+    """What was made by now stays. The garbage collector need not look through it again: that would stop every
+    connection for as long as it takes."""
+    gc.collect()
+    gc.freeze()
 
 
 def _waits_for(store: SnapshotStore, follower: Follower) -> str:

@@ -57,6 +57,16 @@ class Exchange:
             self.open = False
             self._cut(reason)
 
+    def forget(self) -> None:
+        """It is over: let go of what would cut it or ask for it again. Both lead back here, and such rings are left to
+        the garbage collector, which stops everything while it looks for them."""
+        self.open = False
+        self._cut, self.redecide = _nothing, None
+
+
+def _nothing(reason: Reason) -> None:
+    pass
+
 
 class Connection(Protocol):
     """A client's connection, idle or not."""
@@ -99,7 +109,7 @@ class Registry:
     def leave(self, exchange: Exchange) -> None:
         """With its last byte, however it ended. Leaving twice is leaving once."""
         if _remove(self._exchanges, exchange, exchange.identity, exchange.serial):
-            exchange.open = False
+            exchange.forget()
             self._young.pop(exchange, None)
             self._pending.pop(exchange, None)
             self.open_count -= 1

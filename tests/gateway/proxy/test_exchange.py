@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,8 +15,9 @@ import pytest
 
 from foundation.reasons import Reason
 from foundation.tls import client_context
-from gateway.proxy.exchange import NEVER, websocket_accept
+from gateway.proxy.exchange import NEVER, HttpExchange, websocket_accept
 from gateway.proxy.services import GatewayListenerSettings
+from gateway.streams.registry import Exchange
 from policies.model import Query
 from policies.routes import RouteClass
 from tests.fakes.trust import ALLOW, DENY, FakeEngine, spiffe
@@ -521,3 +523,18 @@ async def test_a_new_context_is_in_force_with_the_next_connection(tmp_path: Path
         plane.context = client_context(plane.authority.pem)  # no server's context: every handshake fails
         with pytest.raises((OSError, ssl.SSLError)):
             await plane.connect(pair)
+
+
+async def test_an_exchange_that_is_over_leaves_nothing_to_the_garbage_collector(tmp_path: Path) -> None:
+    """Rings of objects wait for the collector, which stops every connection, a cut among them, while it looks."""
+    async with gateway_to(RawUpstream(), tmp_path) as plane:
+        client = await plane.connect()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                assert (await client.get()).status == 200
+            left = [each for each in gc.get_objects() if isinstance(each, HttpExchange | Exchange)]
+        finally:
+            gc.enable()
+    assert left == []
