@@ -114,7 +114,9 @@ class HttpFeed:
         """The server is the authority, and lets us follow."""
         if response.status != 200:
             raise refusal(response.status, await response.content.read(MAX_PROBLEM_BYTES))
-        leaf = peer_certificate(response.connection.transport if response.connection else None)
+        if response.connection is None:  # it ended already, and with it what would tell us who that was
+            raise Fault(Reason.SERVER_UNREACHABLE, "the authority ended the feed", field=self._address)
+        leaf = peer_certificate(response.connection.transport)
         if leaf is None or _named(leaf) != self._authority:
             raise Fault(Reason.SERVER_UNTRUSTED, f"it is not {self._authority}", field=self._address)
 

@@ -131,12 +131,14 @@ class Installation:
             yield Address(host, port)
 
     @asynccontextmanager
-    async def serving(self, authorizer: ApiAuthorizer | None = None) -> AsyncIterator[Address]:
+    async def serving(
+        self, authorizer: ApiAuthorizer | None = None, limits: ListenerLimits | None = None
+    ) -> AsyncIterator[Address]:
         """The API's listener."""
         callers = CertificateCallers(TRUST_DOMAIN, Standing(self.authority, self.service.use), self.clock)
         application = api_application(self.routes(), callers.identify, authorizer or PermitAll())
         context = self.context(mutual=True)
-        async with serve_api(application, lambda: context, "127.0.0.1", 0) as (host, port):
+        async with serve_api(application, lambda: context, "127.0.0.1", 0, limits) as (host, port):
             yield Address(host, port)
 
 
