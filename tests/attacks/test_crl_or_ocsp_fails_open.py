@@ -32,9 +32,7 @@ OPEN = {
 
 
 def _routes(upstream: Route) -> tuple[Route, ...]:
-    return tuple(
-        route(upstream.upstreams[0], name, prefix=(name,), route_class=RouteClass(name)) for name in CLASSES
-    )
+    return tuple(route(upstream.upstreams[0], name, prefix=(name,), route_class=RouteClass(name)) for name in CLASSES)
 
 
 @pytest.mark.parametrize("age", AGES)

@@ -48,7 +48,9 @@ async def _pair(site: Installation, caller: str) -> KeyPair:
 
 
 def _path(route: ApiRoute) -> str:
-    return re.sub(r"\{(\w+)\}", lambda found: {"kind": "operator", "name": "nobody"}.get(found[1], "abcdef"), route.path)
+    return re.sub(
+        r"\{(\w+)\}", lambda found: {"kind": "operator", "name": "nobody"}.get(found[1], "abcdef"), route.path
+    )
 
 
 class Client:
