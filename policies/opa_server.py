@@ -93,15 +93,11 @@ class OpaServerEngine:
         return document
 
     async def close(self) -> None:
-        """Take our policy from the server, door first, if it can be reached. A root that is left behind answers nobody,
-        and is gone when the server restarts."""
         if self._reloading is not None:
             self._reloading.cancel()
             await asyncio.wait([self._reloading])
         try:
-            with suppress(Fault, DeletePolicyError, DeleteDataError), _faults():
-                async with asyncio.timeout(_CLOSE_TIMEOUT):
-                    await self._withdraw(self._root)
+            await self._withdraw(self._root)
         finally:
             await self._client.close_connection()
 
@@ -137,15 +133,22 @@ class OpaServerEngine:
         """Load the policy under a new root and ask there from now on. Raises `Fault`."""
         self._loaded_at = self._clock.monotonic()
         root = f"sallyport_{secrets.token_hex(12)}"
-        with _faults():
-            async with asyncio.timeout(_LOAD_TIMEOUT):
-                await self._client.update_or_create_data({"whole": True}, f"{root}_mark")
-                await self._client.update_or_create_data(dict(self._compiled.data), root)
-                await self._push_modules(root)
-                for entrypoint in (DECISION_ENTRYPOINT, EXPLAIN_ENTRYPOINT):
-                    name, target = entrypoint.rpartition("/")[2], entrypoint.replace("/", ".")
-                    await self._put(f"{root}_door/{name}", _DOOR.format(root=root, name=name, target=target))
+        try:
+            with _faults():
+                async with asyncio.timeout(_LOAD_TIMEOUT):
+                    await self._push_under(root)
+        except Fault:
+            await self._withdraw(root)
+            raise
         self._root = root
+
+    async def _push_under(self, root: str) -> None:
+        await self._client.update_or_create_data({"whole": True}, f"{root}_mark")
+        await self._client.update_or_create_data(dict(self._compiled.data), root)
+        await self._push_modules(root)
+        for entrypoint in (DECISION_ENTRYPOINT, EXPLAIN_ENTRYPOINT):
+            name, target = entrypoint.rpartition("/")[2], entrypoint.replace("/", ".")
+            await self._put(f"{root}_door/{name}", _DOOR.format(root=root, name=name, target=target))
 
     async def _push_modules(self, root: str) -> None:
         """The server takes one module at a time and refuses one whose functions it does not have yet: go round until
@@ -172,12 +175,19 @@ class OpaServerEngine:
         await self._client.update_policy_from_string(text, name, rego_compat=False)
 
     async def _withdraw(self, root: str) -> None:
-        for entrypoint in (DECISION_ENTRYPOINT, EXPLAIN_ENTRYPOINT):
-            await self._client.delete_policy(f"{root}_door/{entrypoint.rpartition('/')[2]}")
-        for path in self._compiled.rego:
-            await self._client.delete_policy(f"{root}/{path}")
-        await self._client.delete_data(root)
-        await self._client.delete_data(f"{root}_mark")
+        """Take away what stands under `root`, door first, if the server can be reached. What is left behind answers
+        nobody, and is gone when the server restarts."""
+        doors = [
+            f"{root}_door/{entrypoint.rpartition('/')[2]}" for entrypoint in (DECISION_ENTRYPOINT, EXPLAIN_ENTRYPOINT)
+        ]
+        with suppress(Fault), _faults():
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                for name in [*doors, *(f"{root}/{path}" for path in self._compiled.rego)]:
+                    with suppress(DeletePolicyError):  # it never came to be
+                        await self._client.delete_policy(name)
+                for name in (root, f"{root}_mark"):
+                    with suppress(DeleteDataError):
+                        await self._client.delete_data(name)
 
 
 def rooted(text: str, root: str) -> str:

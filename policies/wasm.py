@@ -76,9 +76,13 @@ class WasmEngine:
 
     def stop(self) -> None:
         """As `close`, for callers that are not asynchronous."""
+        if self._closed:
+            return
         self._closed = True
         self._ticker.stop()
         self._discard()
+        self._module.close()
+        self._engine.close()
 
     def _evaluate(self, entrypoint: str, query: Query) -> object:
         try:

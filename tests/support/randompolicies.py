@@ -4,18 +4,56 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Sequence
 from typing import Any
 
 KEYS = ("a", "b", "c", "d", "e")
 VALUES: tuple[Any, ...] = (0, 1, 1.5, True, False, None, "a", "b", "x", "", [], {})
 DATA = {"tables": {"a": {"b": 1, "x": ["a", "b"]}, "b": {"a": "x"}, "x": [1, "a", {"c": 2}]}, "list": ["a", 1, "x"]}
+QUERY_REFERENCES = [
+    "input.now",
+    "input.identity",
+    "input.identity.id",
+    "input.identity.kind",
+    "input.identity.name",
+    "input.identity.roles",
+    "input.identity.tier",
+    "input.identity.site",
+    "input.identity.segment",
+    "input.identity.labels",
+    "input.identity.labels.a",
+    "input.identity.labels.b.c",
+    "input.identity.versions.a",
+    "input.identity.verdict",
+    "input.identity.attestation",
+    "input.route",
+    "input.request",
+    "input.request.method",
+    "input.request.action",
+    "input.request.path",
+    "input.request.query",
+    "input.staleness",
+    "input.target",
+    "input.target.name",
+    "input.target.segment",
+    "input.target.verdict",
+    "input.target.labels.a",
+    "input.nothing",
+]
 HELPERS = 2
 FUNCTIONS = 2
 
 
 def policy(seed: int) -> str:
     """The rules of one policy. `decision` is a set of whatever its parts find."""
-    return _Writer(random.Random(seed)).policy()
+    return _Writer(random.Random(seed)).policy("decision")
+
+
+def query_policy(seed: int) -> str:
+    """The rules of a policy over the `input` that a `Query` makes. It permits all, and what its parts find is the
+    obligation."""
+    answer = 'decision := {"allow": true, "reasons": ["granted"], "obligations": [{"kind": "x", "found": sort(found)}]}'
+    return answer + "\n" + _Writer(random.Random(seed), QUERY_REFERENCES).policy("found")
 
 
 def document(chance: random.Random, depth: int = 3) -> dict[str, Any]:
@@ -76,15 +114,15 @@ def _value(chance: random.Random, depth: int) -> Any:
 class _Writer:
     """Writes one policy. Rules refer only to rules with a higher number, so that none is recursive."""
 
-    def __init__(self, chance: random.Random) -> None:
+    def __init__(self, chance: random.Random, references: Sequence[str] = ()) -> None:
         self._chance = chance
+        self._references = references
         self._names = (f"v{number}" for number in range(10_000))
         self._level = 0
 
-    def policy(self) -> str:
-        parts = [
-            f"decision contains [{number}, x] if {{ {self._perhaps()}x := {self._term()} }}" for number in range(4)
-        ]
+    def policy(self, name: str) -> str:
+        parts = [f"{name} contains [{number}, x] if {{ {self._perhaps()}x := {self._term()} }}" for number in range(4)]
+        parts += [f"{name} contains x if x := {self._ground()}" for _ in range(4 if self._references else 0)]
         for number in range(HELPERS):
             self._level = number + 1
             parts += self._helper(number)
@@ -175,10 +213,12 @@ class _Writer:
         return f"h{self._chance.randrange(self._level, HELPERS)}"
 
     def _ground(self) -> str:
-        steps = [
-            f'["{self._key()}"]' if self._chance.random() < 0.2 else f".{self._key()}" for _ in range(self._depth())
-        ]
-        return "input" + "".join(steps)
+        if self._references:
+            return self._chance.choice(self._references)
+        return "input" + "".join(self._step() for _ in range(self._depth()))
+
+    def _step(self) -> str:
+        return f'["{self._key()}"]' if self._chance.random() < 0.2 else f".{self._key()}"
 
     def _depth(self) -> int:
         return self._chance.choice((1, 2, 2, 2, 3, 3))
