@@ -103,7 +103,7 @@ def test_a_role_taken_away_cuts_it(own: System, make_tpm: MakeTpm) -> None:
     node = _node(own, make_tpm, "roleless")
     with node.connect() as client:
         watch = client.watch(KEY)
-        own.operate("inventory", "update", node.name, "--role", "fleet-operator")
+        own.operate("inventory", "update", node.name, "--role", "idler")
         assert watch.ending() == "cut"
     assert _refused(node) in {"role_missing", "kind_not_allowed", "no_grant"}
 

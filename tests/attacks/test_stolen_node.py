@@ -78,9 +78,13 @@ def test_a_copy_of_its_disk_with_another_tpm_gets_nowhere(system: System, make_t
 
 def test_an_operator_admits_it_and_its_old_certificate_stays_revoked(stolen: Stolen) -> None:
     system, node = stolen.system, stolen.node
+    old = node.folder / "old"
+    shutil.copytree(node.settings.directory, old)
     system.operate("inventory", "admit", node.name)
-    with node.connect() as client:
-        assert client.get("/version").reason == "identity_revoked"
     node.enrol()
     with node.connect() as client:
         assert client.get("/version").status == 200
+    node.write_settings(directory=str(old))
+    with node.connect() as client:
+        assert client.get("/version").reason == "identity_revoked"
+    assert "identity_revoked" in node.renew(expect=1).err

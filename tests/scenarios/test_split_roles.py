@@ -1,0 +1,127 @@
+"""Authority and gateway on machines of their own: what the one decides the other enforces, and goes on enforcing when
+it hears nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.commands import Done
+from tests.support.processes import wait_until
+from tests.support.split import Gateway, only_authority
+from tests.support.system import MakeSystem, MakeTpm, Node, System
+
+KEY = "c3BsaXQ="
+
+
+@pytest.fixture
+def authority(make_system: MakeSystem) -> Iterator[System]:
+    with only_authority(make_system("authority")).running() as system:
+        yield system
+
+
+@pytest.fixture
+def gateway(authority: System) -> Iterator[Gateway]:
+    made = Gateway(authority, "gw-1")
+    made.join(made.admit())
+    made.edit('stale_after = "30s"', 'stale_after = "10s"')
+    made.edit('expired_after = "1h"', 'expired_after = "10s"')
+    with made.running() as gateway:
+        yield gateway
+
+
+def enrolled(gateway: Gateway, name: str, make_tpm: MakeTpm) -> Node:
+    node = gateway.system.add_node(name, make_tpm(name))
+    node.enrol()
+    gateway.serves(node)
+    knows(gateway, node)
+    return node
+
+
+def knows(gateway: Gateway, node: Node) -> None:
+    """Wait until the gateway has heard of the node's certificate."""
+    wait_until(lambda: asked(node).code == 0, f"{node.name} to be let in")
+
+
+def asked(node: Node) -> Done:
+    """A call, however it ends."""
+    return node.system.commands.run("node", "call", "GET", "/version", "--config", str(node.config))
+
+
+def refused(node: Node, reason: str) -> None:
+    """Wait until `node` is refused for this reason."""
+    wait_until(lambda: reason in asked(node).err, f"{node.name} to be refused: {reason}")
+
+
+def test_a_gateway_enforces_what_its_authority_decides(authority: System, gateway: Gateway, make_tpm: MakeTpm) -> None:
+    node = enrolled(gateway, "edge-1", make_tpm)
+    denied = node.call("POST", "/v3/kv/put", "--data", "{}", expect=1)
+    decision = denied.err.rsplit("explain ", 1)[1].strip()
+    explained = gateway.system.run("explain", decision, "--socket", str(gateway.state / "sallyport.sock"))
+    assert "route control-plane" in explained.out
+
+    with gateway.connect(node) as client:
+        watch = client.watch(KEY)
+        authority.operate("inventory", "revoke", "edge-1", "--reason", "key_compromise")
+        assert watch.ending() == "cut"
+    assert "identity_revoked" in node.call("GET", "/version", expect=1).err
+    assert "verifies" in gateway.system.run("audit", "verify", "--config", str(gateway.config)).out
+
+
+def test_it_serves_on_while_the_authority_is_away_and_forgets_nothing(
+    authority: System, gateway: Gateway, make_tpm: MakeTpm
+) -> None:
+    node, revoked = enrolled(gateway, "edge-1", make_tpm), enrolled(gateway, "edge-2", make_tpm)
+    authority.operate("inventory", "revoke", "edge-2")
+    refused(revoked, "identity_revoked")
+    numbers = gateway.shown()["numbers"]
+
+    # 1. The authority dies, then the gateway: it comes up from what it kept.
+    authority.kill()
+    gateway.kill()
+    gateway.start()
+    assert gateway.shown()["numbers"] == numbers
+    assert "etcdserver" in node.call("GET", "/version").json
+    assert "identity_revoked" in revoked.call("GET", "/version", expect=1).err
+
+    # 2. Facts that are too old serve no route of the class standard.
+    refused(node, "staleness_exceeded")
+
+    # 3. The authority comes back, and what happened there meanwhile is in force.
+    authority.start()
+    knows(gateway, node)
+    authority.operate("inventory", "quarantine", "edge-1")
+    refused(node, "identity_quarantined")
+
+
+def test_a_stolen_gateway_is_shut_out(authority: System, gateway: Gateway) -> None:
+    assert gateway.ask_authority("/v1/self").status == 200
+    assert gateway.ask_authority("/v1/inventory").reason == "kind_not_allowed"
+    authority.operate("inventory", "revoke", "gw-1", "--kind", "gateway", "--reason", "key_compromise")
+    for path in ("/v1/self", "/v1/feed"):
+        assert gateway.ask_authority(path).reason == "identity_revoked"
+    authority.operate("policy", "publish", str(authority.build()))
+    authority.enforces(authority.revision)
+    assert gateway.shown()["numbers"]["policy"] < authority.revision  # it hears nothing any more
+
+
+def test_a_token_alone_makes_no_gateway(authority: System) -> None:
+    gateway = Gateway(authority, "gw-2")
+    authority.operate("inventory", "add", "gw-2", "--kind", "gateway")
+    token = authority.folder / "gw-2.token"
+    authority.operate("token", "create", "gw-2", "--kind", "gateway", "--output", str(token))
+    told = gateway.join(token, expect=1).err
+    assert "profile_refused" in told
+    assert "names" in told
+    authority.operate("inventory", "update", "gw-2", "--kind", "gateway", "--label", "names=localhost")
+    assert "gateway/gw-2" in gateway.join(token).out
+
+
+def test_a_nodes_token_makes_no_gateway(authority: System) -> None:
+    gateway = Gateway(authority, "gw-3")
+    token = authority.folder / "gw-3.token"
+    authority.operate("inventory", "add", "gw-3")
+    authority.operate("token", "create", "gw-3", "--output", str(token))
+    assert "attestation_required" in gateway.join(token, expect=1).err
+    assert not (gateway.state / "identity").exists()
