@@ -99,12 +99,8 @@ class Follower:
 
     async def _take(self, change: Change) -> None:
         await self._apply(change)
-        if self._kept is not None and not self._is_refused(change):
+        if self._kept is not None and not isinstance(change, PolicyPublished):
             self._kept.keep(change)
-
-    def _is_refused(self, change: Change) -> bool:
-        enforced = self._store.current.policy
-        return isinstance(change, PolicyPublished) and (enforced is None or enforced.revision != change.revision)
 
     async def _apply(self, change: Change) -> None:
         if isinstance(change, PolicyPublished):
@@ -131,6 +127,8 @@ class Follower:
             AuditEvent("policy.enforced", "gateway", f"revision/{part.revision}", detail={"digest": part.digest})
         )
         self._store.publish_policy(part)
+        if self._kept is not None:
+            self._kept.keep(change)
         if before is not None:
             await before.engine.close()
 

@@ -129,7 +129,7 @@ def _pause(leaf: x509.Certificate | None) -> float:
 
 
 async def agent(*words: str) -> str:
-    """What `sallyport node …` printed. Raises `Fault(INTERNAL)` with what it complained of when it failed."""
+    """What `sallyport node …` printed. Raises `Fault` with the reason and the detail that it told when it failed."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "sallyport", "node", *words),
@@ -147,6 +147,15 @@ async def agent(*words: str) -> str:
             process.kill()
             await process.wait()
     if process.returncode:
-        detail = " ".join(told.decode("utf-8", "replace").split())[:_MAX_TOLD]
-        raise Fault(Reason.INTERNAL, detail, field=f"sallyport node {words[0]}")
+        raise _fault(told.decode("utf-8", "replace")[:_MAX_TOLD], words[0])
     return out.decode("utf-8", "replace")
+
+
+def _fault(told: str, word: str) -> Fault:
+    """The fault in what a command says: its code and meaning on the first line, its detail on the second."""
+    first, _, rest = told.partition("\n")
+    detail = rest.partition("\n")[0].strip()
+    try:
+        return Fault(Reason.from_code(first.partition(":")[0].strip()), detail, field=f"sallyport node {word}")
+    except KeyError:
+        return Fault(Reason.INTERNAL, " ".join(told.split()), field=f"sallyport node {word}")

@@ -63,6 +63,8 @@ class KeptFacts:
     def keep(self, change: Change) -> None:
         """`change` is in force."""
         if isinstance(change, PolicyPublished):
+            if change == self._policy:
+                return  # it was recalled
             self._policy = change
         line = encode_change(change)
         if self._meanwhile is not None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from foundation.clock import Clock
 from foundation.faults import Fault
+from foundation.identifiers import Kind
 from foundation.reasons import Reason
 from foundation.wire.enrolment import Begin, Challenge, Evidence, Token
 from pki.authority import Authority
@@ -31,7 +32,7 @@ from pki.enrol.rate import RateTable, source_of
 from pki.enrol.second import SecondMessages
 from pki.enrol.sessions import Session, Sessions, new_nonce, new_secret
 from pki.enrol.settings import EnrolmentSettings
-from pki.entries import Entry, check_ek, check_enrollable
+from pki.entries import Entry, check_ek, check_enrollable, gateway_names
 from pki.tokens import TokenUse
 from pki.tpm import verdict
 from pki.tpm.credential import ENTROPY_BYTES, Credential, make_credential
@@ -122,6 +123,8 @@ class NativeEnrolment:
             wrong = Reason.TOKEN_BOUND_ELSEWHERE if token else Reason.EK_TAKEN
             raise Fault(wrong, f"it is for {entry.id.name}", field="begin.node")
         check_enrollable(entry)
+        if entry.id.kind is Kind.GATEWAY:  # now, while the token is nobody's yet
+            gateway_names(entry)
         check_ek(entry, ek_sha256, holder.id if holder else None)
         if token is not None:
             binding = ek_sha256 or hashlib.sha256(message.tls_public).digest()

@@ -1,0 +1,127 @@
+"""Gateways on machines of their own, whose authority is a `System`: `sallyport join` and `serve` as processes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from deploy.demo.free_ports import free_ports
+from foundation.client import ApiClient
+from foundation.tls import KeyPair, client_context
+from tests.support.commands import Done
+from tests.support.processes import Running, answers
+from tests.support.system import DOMAIN, Client, Node, System
+
+_LISTENERS = ("gateway", "api", "health")
+
+
+def only_authority(system: System) -> System:
+    """`system`, not started yet, without a data plane of its own; gateways may join it without a TPM."""
+    system.edit('profile = "development"', 'role = "authority"\nprofile = "development"')
+    system.edit("without_tpm = [] ", 'without_tpm = ["gateway/*"] ')
+    return system
+
+
+class Gateway:
+    """One gateway's machine."""
+
+    def __init__(self, system: System, name: str) -> None:
+        self.system, self.name = system, name
+        self.state = system.folder / name
+        self.ports = dict(zip(_LISTENERS, free_ports(len(_LISTENERS)), strict=True))
+        self.process: Running | None = None
+
+    @property
+    def config(self) -> Path:
+        return self.state / "sallyport.toml"
+
+    @property
+    def pair(self) -> KeyPair:
+        """Its certificate and key."""
+        path = self.state / "identity" / "tls.pem"
+        return KeyPair(path, path)
+
+    @property
+    def api(self) -> ApiClient:
+        return ApiClient(self.state / "sallyport.sock")
+
+    @property
+    def health(self) -> str:
+        return f"http://127.0.0.1:{self.ports['health']}"
+
+    # --- joining ------------------------------------------------------------------------------------
+
+    def admit(self) -> Path:
+        """What security does at the authority; the token's file."""
+        operate, gateway = self.system.operate, (self.name, "--kind", "gateway")
+        operate("inventory", "add", *gateway)
+        operate("inventory", "update", *gateway, "--label", "names=localhost,127.0.0.1")
+        token = self.system.folder / f"{self.name}.token"
+        operate("token", "create", *gateway, "--output", str(token))
+        return token
+
+    def join(self, token: Path, expect: int = 0) -> Done:
+        """`sallyport join`, with facts that expire as soon as they may."""
+        words = ["join", self.name, "--trust-domain", DOMAIN, "--directory", str(self.state), "--host", "127.0.0.1"]
+        words += ["--enrolment", f"localhost:{self.system.ports['enrolment']}"]
+        words += ["--api", f"localhost:{self.system.ports['api']}"]
+        words += ["--policy-key", str(self.system.authority / "policy.pub"), "--token-file", str(token)]
+        for name, port in self.ports.items():
+            words += [f"--{name}-port", str(port)]
+        return self.system.run(*words, expect=expect)
+
+    def edit(self, before: str, after: str) -> None:
+        """Change the settings."""
+        text = self.config.read_text()
+        assert before in text
+        self.config.write_text(text.replace(before, after))
+
+    # --- its life -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """`sallyport serve`, until it is ready."""
+        words = [sys.executable, "-m", "sallyport", "serve", "--config", str(self.config)]
+        self.process = Running(words, self.system.folder / f"{self.name}.log")
+        self.process.until(lambda: answers(f"{self.health}/readyz"), "the gateway")
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Gateway]:
+        try:
+            self.start()
+            yield self
+        finally:
+            if self.process is not None:
+                self.process.terminate()
+
+    # --- using it -----------------------------------------------------------------------------------
+
+    def shown(self) -> dict[str, Any]:
+        """What it knows."""
+        found: dict[str, Any] = self.api.get("/v1/gateway")
+        return found
+
+    def serves(self, node: Node) -> None:
+        """From now on `node` calls through this gateway."""
+        text, own = node.config.read_text(), node.settings.gateway
+        node.config.write_text(text.replace(f'gateway = "{own}"', f'gateway = "localhost:{self.ports["gateway"]}"'))
+
+    def connect(self, node: Node) -> Client:
+        """A connection of `node` to this gateway."""
+        own = self.system.ports["gateway"]
+        self.system.ports["gateway"] = self.ports["gateway"]
+        try:
+            return node.connect()
+        finally:
+            self.system.ports["gateway"] = own
+
+    def ask_authority(self, path: str) -> Any:
+        """GET at the authority's API with this gateway's certificate, as whoever holds it may."""
+        with Client(client_context(self.system.root, pair=self.pair), self.system.ports["api"]) as client:
+            return client.get(path)
