@@ -34,6 +34,7 @@ _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(?:/[A-Za-z0-9_][A-Za-z0-9_.-]*)
 # What brackets may hide in: raw strings, strings, comments. Unclosed ones end with the line or the file.
 _HIDDEN = re.compile(rb'`[^`]*(?:`|\Z)|"(?:\\.|[^"\\\n])*"?|#[^\n]*')
 _WHERE = re.compile(r"(?:^|: )(?:/\S*?/)?rego/(\S+?\.rego):(\d+): (.*)", re.MULTILINE)
+_RUNTIME = re.compile(r"^(?:fatal error|runtime|panic): ", re.MULTILINE)  # Go's last words
 _UNDEFINED = re.compile(r"undefined function ([A-Za-z0-9_.]+)")
 # One limit at a time: dash takes no more, and would go on without any.
 _BOUNDS = 'ulimit -t "$1" && ulimit -v "$2" && ulimit -f "$3" && ulimit -c 0 && shift 3 && exec "$@"'
@@ -199,7 +200,7 @@ class Workshop:
     def _fault(self, status: int, errors: str) -> Fault:
         """What went wrong, from the compiler's status and words."""
         found = [(f"{path}:{line}", text) for path, line, text in _WHERE.findall(errors)]
-        if not found and (status < 0 or "out of memory" in errors or "goroutine " in errors):
+        if not found and (status < 0 or _RUNTIME.search(errors)):
             return Fault(Reason.POLICY_BOMB, "the compiler exceeded its bounds", internal=errors[:4096])
         if status == 127:
             return Fault(Reason.SETTING_INVALID, f"{self._settings.opa} cannot be run", field="policy.compile.opa")
