@@ -13,8 +13,23 @@ from foundation.audit.records import TreeHead
 from foundation.faults import Fault
 from foundation.fields import Fields, strict_json
 from foundation.identifiers import SpiffeId
+from foundation.identity import (
+    AttestationClass,
+    Change,
+    Heartbeat,
+    IdentityChanged,
+    IdentityRecord,
+    PolicyPublished,
+    Posture,
+    PostureChanged,
+    Revocation,
+    SnapshotNumbers,
+    State,
+    Verdict,
+)
 from foundation.reasons import Reason
 from foundation.trace import TraceContext
+from foundation.wire.changes import encode_change, parse_change
 from foundation.wire.enrolment import Begin, Challenge, Complete, Evidence, Issued, PcrSelection, Token
 
 _EXAMPLES: dict[str, Any] = {
@@ -24,6 +39,14 @@ _EXAMPLES: dict[str, Any] = {
     "evidence": Evidence(b"c", b"s", b"q", b"s", (b"v",), b"log", b"csr"),
     "issued": Issued("spiffe://fleet/node/n1", (b"leaf",), 2, 1, "hardware", 3),
 }
+_NODE = SpiffeId.parse("spiffe://fleet.example/node/n1")
+_CHANGES: list[Change] = [
+    Revocation(1, _NODE, "0a", "key_compromise", 5.5),
+    PostureChanged(1, _NODE, Posture(AttestationClass.VIRTUAL, Verdict.PASSED), 9.0),
+    IdentityChanged(1, IdentityRecord(_NODE, State.ACTIVE, 2, ("r",), 1, "eu", "lab", "edge", {"k": "v"}, {"m": "1"})),
+    PolicyPublished(1, b"bundle"),
+    Heartbeat(5.0, SnapshotNumbers(1, 2, 3, 4)),
+]
 
 
 def _json(raw: bytes) -> None:
@@ -59,6 +82,11 @@ def _message(kind: type[Any], raw: bytes) -> None:
     assert kind.parse(message.encode()) == message
 
 
+def _change(raw: bytes) -> None:
+    change = parse_change(raw)
+    assert parse_change(encode_change(change)[:-1]) == change
+
+
 def _token(raw: bytes) -> None:
     text = raw.decode("utf-8", "replace")
     assert Token.parse(text).encode() == text
@@ -86,6 +114,7 @@ TARGETS = {
     "json": _json,
     "fields": _fields,
     **{name: partial(_message, type(example)) for name, example in _EXAMPLES.items()},
+    "change": _change,
     "token": _token,
     "spiffe_id": _spiffe_id,
     "traceparent": _trace,
@@ -97,6 +126,7 @@ SEEDS = {
     "json": [b'{"a":[1,2.5,null,true,"\\u00e9"]}'],
     "fields": [b'{"a":"1h"}', b'{"a":"4KiB"}', b'{"a":"AAE="}', b'{"a":[1]}', b'{"a":[{"a":"x"}]}', b'{"a":{"b":"c"}}'],
     **{name: [example.encode()] for name, example in _EXAMPLES.items()},
+    "change": [encode_change(example)[:-1] for example in _CHANGES],
     "token": [Token(bytes(32), bytes(16), bytes(32)).encode().encode()],
     "spiffe_id": [b"spiffe://fleet.example/node/n1"],
     "traceparent": [b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"],
