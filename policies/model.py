@@ -21,6 +21,7 @@ FOREVER = float("inf")
 _SEAL = object()
 _PERMITTING = frozenset({Reason.GRANTED, Reason.BREAK_GLASS})
 MAX_REASONS = 16
+_MAX_TIME = 1e12
 MAX_OBLIGATIONS = 16
 
 
@@ -218,6 +219,8 @@ def _deadline(value: object) -> float:
         return FOREVER
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError
+    if not abs(value) < _MAX_TIME:  # NaN is less than nothing, and later than nothing: such a grant would never end
+        raise ValueError
     return float(value)
 
 

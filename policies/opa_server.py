@@ -22,6 +22,7 @@ import secrets
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ _LOAD_TIMEOUT = 30.0
 _CLOSE_TIMEOUT = 2.0
 _RELOAD_INTERVAL = 1.0
 _CONNECTIONS = 64
+_JSON = frozenset({"application/json", "application/json; charset=utf-8"})
 # Strings and comments, where `data` means nothing; the package line; `data` where it is no part of a longer name.
 _ROOTED = re.compile(
     r'(?P<hidden>`[^`]*`|"(?:\\.|[^"\\\n])*"|#[^\n]*)|(?P<package>\bpackage\s+)|(?P<below>\.\s*)?\bdata\b', re.ASCII
@@ -234,7 +236,9 @@ class _Client(AsyncOpaClient):  # type: ignore[misc] # the library ships no type
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """The whole body, within its bound."""
+    """The whole body, within its bound, and JSON in UTF-8 as far as the server says."""
+    if response.status == HTTPStatus.OK and response.headers.get("Content-Type", "").lower() not in _JSON:
+        raise aiohttp.ClientPayloadError("the answer is not JSON in UTF-8")
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
