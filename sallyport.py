@@ -19,6 +19,7 @@ from foundation.faults import Fault
 COMMANDS = {
     "init": ("gateway.cli", "init", "Make an authority and a commented sallyport.toml."),
     "join": ("gateway.cli", "join", "Make this machine a gateway of an authority elsewhere."),
+    "recover": ("gateway.cli", "recover", "Make a restored authority safe to serve."),
     "serve": ("gateway.cli", "serve", "Run authority and gateway, or one of them."),
     "doctor": ("gateway.cli", "doctor", "Say what is wrong with this machine or configuration."),
     "explain": ("gateway.cli", "explain", "Say why a request was allowed or denied."),

@@ -1,4 +1,4 @@
-"""`sallyport init`, `join`, `serve`, `explain` and `doctor`.
+"""`sallyport init`, `join`, `recover`, `serve`, `explain` and `doctor`.
 
 Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 the command line is wrong.
 """
@@ -34,6 +34,7 @@ DEFAULT_CONFIG = DEFAULT_DIRECTORY / FILE_NAME
 STARTER_CONTROL_PLANE = "http://127.0.0.1:2379"  # as in policies/starter/routes.yaml
 
 init = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+recover = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 join = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 serve = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 explain = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -110,8 +111,9 @@ def join_command(
     health_port: Annotated[int, typer.Option(help="Health and metrics, on loopback.")] = 9440,
 ) -> None:
     """Make this machine a gateway of an authority elsewhere; then `sallyport serve`."""
-    from gateway.orchestrator import Settings  # noqa: PLC0415  # `--help` needs none of it
-    from gateway.orchestrator import join as join_authority  # noqa: PLC0415
+    from gateway.joining import Joining  # noqa: PLC0415  # `--help` needs none of it
+    from gateway.joining import join as join_authority  # noqa: PLC0415
+    from gateway.orchestrator import Settings  # noqa: PLC0415
 
     directory = directory.resolve()
     make_private_folder(directory)
@@ -130,11 +132,29 @@ def join_command(
     )
     if not path.exists():
         write_atomic(path, text.encode())
-    write_atomic(directory / "policy.pub", _read_public(policy_key))
-    identity = asyncio.run(join_authority(Settings.parse(read_configuration(path)), token_file))
+    public = _read_public(policy_key)
+    write_atomic(directory / "policy.pub", public)
+    settings = Settings.parse(read_configuration(path))
+    identity = asyncio.run(join_authority(Joining(path, settings.system, settings.audit, public, token_file)))
     _out.print(f"joined        {identity}", soft_wrap=True)
     _out.print(f"settings      {path}", soft_wrap=True)
     _out.print(f"next          sallyport serve --config {path}", soft_wrap=True)
+
+
+@recover.command()
+def recover_command(
+    facts: Annotated[
+        list[Path] | None,
+        typer.Option("--facts", help="What a gateway kept (`facts` in its state folder); repeatable."),
+    ] = None,
+    config: _Config = DEFAULT_CONFIG,
+) -> None:
+    """Make a restored authority safe to serve: after its backup was put back, before `sallyport serve`."""
+    from gateway.orchestrator import Settings  # noqa: PLC0415  # `--help` needs none of it
+    from gateway.orchestrator import recover as recover_authority  # noqa: PLC0415
+
+    merged = asyncio.run(recover_authority(Settings.parse(read_configuration(config)), facts or ()))
+    _out.print(f"recovered     numbers and epochs are raised, tokens are void, {merged} revocations are put back")
 
 
 @serve.command()

@@ -122,12 +122,9 @@ class KeptFacts:
         await asyncio.to_thread(sync_folder, self._path.parent)
 
     def _read(self) -> tuple[Change, ...]:
-        raw = read_secret(self._path, max_bytes=MAX_BYTES)
-        whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) != len(raw):
-            os.truncate(self._path, len(whole))
-        found = [parse_change(line) for line in whole.split(b"\n")[:-1]]
-        self._size = self._compacted = self._synced = len(whole)
+        found, size = _parse(read_secret(self._path, max_bytes=MAX_BYTES))
+        os.truncate(self._path, size)
+        self._size = self._compacted = self._synced = size
         self._policy = next((each for each in reversed(found) if isinstance(each, PolicyPublished)), None)
         facts = tuple(each for each in found if not isinstance(each, PolicyPublished))
         return facts if self._policy is None else (self._policy, *facts)
@@ -140,6 +137,17 @@ class KeptFacts:
     def _drop(self) -> None:
         self.close()
         self._path.unlink(missing_ok=True)
+
+
+def read_facts(path: Path) -> list[Change]:
+    """What some gateway kept at `path`. Raises `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE | MESSAGE_MALFORMED)`."""
+    return _parse(read_secret(path, max_bytes=MAX_BYTES))[0]
+
+
+def _parse(raw: bytes) -> tuple[list[Change], int]:
+    """The changes in `raw`, and how many bytes they take: what follows the last newline was torn."""
+    whole = raw[: raw.rfind(b"\n") + 1]
+    return [parse_change(line) for line in whole.split(b"\n")[:-1]], len(whole)
 
 
 def _write_all(file: int, data: bytes) -> int:

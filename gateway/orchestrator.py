@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,8 +36,8 @@ from foundation.faults import Fault
 from foundation.files import make_private_folder
 from foundation.hotstate.memory import HotStateSettings, MemoryHotState
 from foundation.identifiers import Kind, SpiffeId
-from foundation.identity import AttestationClass
-from foundation.ports import AuditEvent, ChangeFeed, IdentityDirectory
+from foundation.identity import AttestationClass, Revocation
+from foundation.ports import ChangeFeed, IdentityDirectory
 from foundation.reasons import Reason
 from foundation.serving import serve_api, serve_unix
 from foundation.storage.database import Database
@@ -56,8 +55,8 @@ from gateway.feed import HttpFeed, UpstreamAuthoritySettings
 from gateway.fleet.staleness import StalenessSettings
 from gateway.follow import Follower
 from gateway.health import HealthSettings, health_app
-from gateway.identity import Certificates, Renewal, agent
-from gateway.keep import KeptFacts
+from gateway.identity import Certificates, Renewal
+from gateway.keep import KeptFacts, read_facts
 from gateway.metrics import GatewayMetrics
 from gateway.proxy.decide import Decider
 from gateway.proxy.listener import Listener
@@ -475,21 +474,17 @@ async def initialise_all(settings: Settings, workspace: Path) -> Initialised:
     return made
 
 
-async def join(settings: Settings, token_file: Path) -> str:
-    """`sallyport join`: the audit log, and this gateway's identity from the authority that the token names. The SPIFFE
-    ID. What a run that was stopped left is taken up again. Raises `Fault` with what refuses."""
-    clock = SystemClock()
-    make_private_folder(settings.system.state)
-    parse_verifying_key(_read(settings.policy_key_file))
-    if not settings.audit.key_path.exists():
-        MerkleAuditLog.create(settings.audit, clock)
-    told = await agent("enrol", "--token-file", str(token_file), "--config", str(settings.path), "--json")
-    identity = SpiffeId.parse(str(json.loads(told)["spiffe_id"]))
-    if (identity.trust_domain, identity.kind) != (settings.system.trust_domain, Kind.GATEWAY):
-        raise Fault(Reason.SETTING_INVALID, f"the token is for {identity}", field="sallyport.trust_domain")
-    audit = await MerkleAuditLog.open(settings.audit, clock)
-    try:
-        await audit.append(AuditEvent("gateway.joined", "join", str(identity)))
-    finally:
-        await audit.close()
-    return str(identity)
+async def recover(settings: Settings, facts: Sequence[Path]) -> int:
+    """`sallyport recover`, once a backup of the authority was put back and before it serves: no number, epoch or token
+    that was given out since the backup counts, and the revocations in `facts`, which gateways kept, are in force again.
+    Returns how many of them the backup did not know. Raises `Fault`; the whole of it may be run again."""
+    clock, here = SystemClock(), settings.authority_sections
+    lost = [each for path in facts for each in read_facts(path) if isinstance(each, Revocation)]
+    async with AsyncExitStack() as stack:
+        audit = await MerkleAuditLog.open(settings.audit, clock)
+        stack.push_async_callback(audit.close)
+        database = await Database.open(here.storage)
+        stack.push_async_callback(database.close)
+        authority = await Authority.open(here.authority, database, audit, clock)
+        await authority.raise_numbers("recover")
+        return await authority.revocations.merge(tuple(lost), "recover")

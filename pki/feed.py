@@ -31,17 +31,13 @@ from foundation.identity import (
 from foundation.storage.database import Database
 from pki.books import Part, read_numbers
 from pki.entries import posture_of, record_of
-from pki.revocation import revocation_of
+from pki.revocation import LIFTED_SERIAL, revocation_of
 from pki.tables import identities, policies, revocations
 
 HEARTBEAT_SECONDS = 2.0  # followers may rely on five; one heartbeat may be late
 POLL_SECONDS = 0.25
 PAGE = 500
 RESTORE_SHIFT = 40  # numbers of one restore of a backup and the next are this many bits apart
-
-# A revocation that was lifted keeps its place in the count, and travels under a serial that no certificate has (RFC
-# 5280 §4.1.2.2: a serial is positive).
-LIFTED_SERIAL = "0"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from foundation.identity import Revocation, State
 from foundation.reasons import Reason
 from pki.books import Books, Part, Work, read_numbers
 from pki.entries import Entry
-from pki.inventory import FACT, read_entry, write
+from pki.inventory import FACT, is_known, read_entry, write
 from pki.ledger import read_certificate
 from pki.profile import Issuer
 from pki.revocation_reason import RevocationReason
@@ -31,6 +31,9 @@ from pki.tables import certificates, revocations
 from pki.tokens import void_tokens
 
 CRL_SECONDS = 24 * 3600
+# A revocation that was lifted keeps its place in the count, and travels under a serial that no certificate has (RFC
+# 5280 §4.1.2.2: a serial is positive).
+LIFTED_SERIAL = "0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +188,11 @@ async def _revoke(work: Work, identity: SpiffeId, serial: str, reason: Revocatio
 async def _merge(work: Work, lost: Revocation, actor: str) -> int:
     reason = RevocationReason(lost.reason)
     if not lost.serial:
+        if not await is_known(work.connection, lost.id):
+            return 0  # whom the inventory does not know is let in nowhere
         entry = await read_entry(work.connection, lost.id)
         return len(await _revoke_all(work, entry, reason, actor))
-    if await _known(work.connection, lost.serial) is not None:
+    if lost.serial == LIFTED_SERIAL or await _known(work.connection, lost.serial) is not None:
         return 0
     work.tell("certificate.revoked", actor, lost.id, serial=lost.serial, why=lost.reason, merged=True)
     # The certificate itself may be younger than the backup: then its end is unknown, and it stays on the CRL.

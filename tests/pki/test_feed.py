@@ -24,8 +24,9 @@ from foundation.reasons import Reason
 from gateway.snapshot import SnapshotStore
 from pki import feed as feed_module
 from pki.authority import Authority
-from pki.feed import HEARTBEAT_SECONDS, LIFTED_SERIAL, POLL_SECONDS
+from pki.feed import HEARTBEAT_SECONDS, POLL_SECONDS
 from pki.inventory import Description
+from pki.revocation import LIFTED_SERIAL
 from pki.revocation_reason import RevocationReason
 from tests.fakes.audit import MemoryAuditLog
 from tests.support.site import ACTOR, Site, attested, open_site

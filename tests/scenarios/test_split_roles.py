@@ -3,7 +3,9 @@ it hears nothing."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -125,3 +127,30 @@ def test_a_nodes_token_makes_no_gateway(authority: System) -> None:
     authority.operate("token", "create", "gw-3", "--output", str(token))
     assert "attestation_required" in gateway.join(token, expect=1).err
     assert not (gateway.state / "identity").exists()
+
+
+def test_a_restored_backup_brings_no_trust_back(
+    authority: System, gateway: Gateway, make_tpm: MakeTpm, tmp_path: Path
+) -> None:
+    node = enrolled(gateway, "edge-1", make_tpm)
+    # 1. A backup, and what happens after it.
+    authority.stop()
+    shutil.copytree(authority.state, tmp_path / "backup")
+    authority.start()
+    unused = node.token()
+    shutil.copy(unused, tmp_path / "token")
+    authority.operate("inventory", "revoke", "edge-1", "--reason", "key_compromise")
+    refused(node, "identity_revoked")
+    # 2. The authority's disk is lost. The backup is put back and made safe by what the gateway kept.
+    authority.kill()
+    shutil.rmtree(authority.state)
+    shutil.copytree(tmp_path / "backup", authority.state)
+    words = ("recover", "--config", str(authority.config), "--facts", str(gateway.state / "facts"))
+    assert "2 revocations are put back" in authority.run(*words).out
+    assert "0 revocations are put back" in authority.run(*words).out  # again is no harm
+    authority.start()
+    # 3. The authority and the gateway agree: the node stays out.
+    wait_until(lambda: gateway.shown()["numbers"] == authority.numbers(), "the gateway to catch up")
+    assert "identity_revoked" in node.call("GET", "/version", expect=1).err
+    assert "identity_revoked" in node.renew(expect=1).err
+    assert "enrolment_refused" in node.run("enrol", "--token-file", str(tmp_path / "token"), expect=1).err
