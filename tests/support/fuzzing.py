@@ -60,7 +60,7 @@ def _by_coverage(target: Target, seeds: Sequence[bytes], seconds: float) -> None
 
 
 def _mutate(target: Target, seeds: Sequence[bytes], seconds: float) -> None:
-    chance = random.Random(1)  # noqa: S311  # repeatable, not secret
+    chance = random.Random(1)  # repeatable, not secret
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         raw = bytearray(chance.choice(seeds))

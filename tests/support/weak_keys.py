@@ -10,7 +10,7 @@ _SMALL = [n for n in range(2, 4096) if all(n % d for d in range(2, math.isqrt(n)
 
 def sound_prime(seed: int, bits: int = 1024) -> int:
     """A probable prime with its two topmost bits set; the same for the same `seed`."""
-    draw = random.Random(seed)  # noqa: S311  # the same key each time
+    draw = random.Random(seed)  # the same key each time
     while True:
         candidate = draw.getrandbits(bits) | 3 << (bits - 2) | 1
         if _is_prime(candidate):
@@ -20,7 +20,7 @@ def sound_prime(seed: int, bits: int = 1024) -> int:
 def roca_primes(seed: int) -> tuple[int, int]:
     """1024 bits each, of the form k·M + (65537^a mod M) with M the product of the primes to 701 (Nemec et al., CCS
     2017, §2.1)."""
-    draw = random.Random(seed)  # noqa: S311  # the same key each time
+    draw = random.Random(seed)  # the same key each time
     return _roca_prime(draw), _roca_prime(draw)
 
 

@@ -16,9 +16,7 @@ def fleet_workspace(
     routes: int = 200, grants: int = 500, roles: int = 8, upstream: str = "http://127.0.0.1:80"
 ) -> dict[str, bytes]:
     """A workspace of this size. Grant `g<i>` is of role `role-<i mod roles>` on route `r<i mod routes>`."""
-    route_lines = [
-        f"  - {{name: r{i}, prefix: /r{i}, upstreams: [{upstream}], kinds: [node]}}" for i in range(routes)
-    ]
+    route_lines = [f"  - {{name: r{i}, prefix: /r{i}, upstreams: [{upstream}], kinds: [node]}}" for i in range(routes)]
     grant_lines = [
         f"  - {{id: g{i}, role: role-{i % roles}, route: r{i % routes}, methods: [GET, POST], "
         f"paths: [/r{i % routes}/status, /r{i % routes}/items/*, /r{i % routes}/files/**], expires: 2030-01-01}}"

@@ -43,7 +43,7 @@ def killed_after(directory: Path, acknowledgements: int) -> int:
 
 
 async def test_kill_9_again_and_again(tmp_path: Path) -> None:
-    chance = random.Random(SEED)  # noqa: S311  # moments to kill at, repeatable
+    chance = random.Random(SEED)  # moments to kill at, repeatable
     where = AuditSettings(directory=tmp_path / "audit")
     clock = ManualClock()
     MerkleAuditLog.create(where, clock)

@@ -38,7 +38,7 @@ def test_the_fingerprint_of_roca_is_found() -> None:
 
 
 def test_random_moduli_have_no_fingerprint() -> None:
-    draw = random.Random(7)  # noqa: S311  # the same numbers each time
+    draw = random.Random(7)  # the same numbers each time
     assert not any(has_roca_fingerprint(draw.getrandbits(2048) | 1) for _ in range(20_000))
 
 
