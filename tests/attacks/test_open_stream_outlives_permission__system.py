@@ -1,10 +1,11 @@
 """Row "open stream outlives permission" (envoy#14504, pomerium#1279, tailscale#859, consul#6454), over a whole system:
 etcd's watch, open through the gateway by a node's own key, is cut when what allowed it ends, whatever that was: policy,
-grant (expired or deleted), posture, revocation, certificate. It is cut, not ended, and a new one is refused for the
-reason."""
+grant (expired or deleted), posture, revocation, certificate. It is cut, not ended, for its own reason (no
+revocation waits for a deadline), and a new one is refused."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import shutil
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.processes import PATIENCE
-from tests.support.system import MakeSystem, MakeTpm, Node, System
+from tests.support.system import Client, MakeSystem, MakeTpm, Node, System
 
 KEY = "c3RyZWFt"
 # Seconds: for opening a watch before its permission ends; for building a revision, on a busy machine.
@@ -29,6 +30,16 @@ GRANT = """
     expires: {expires}
 """
 DENY = '  - {{id: ended, route: control-plane, paths: [/v3/watch], names: [{name}], why: "A test ends it."}}\n'
+
+
+@contextlib.contextmanager
+def cut(system: System, reason: str, *clients: Client) -> Iterator[None]:
+    """A watch of each client is open while the block runs, and is cut then, for this reason."""
+    watches = [client.watch(KEY) for client in clients]
+    before = system.ended_for(reason)
+    yield
+    assert [watch.ending() for watch in watches] == ["cut"] * len(watches)
+    assert system.ended_for(reason) == before + len(watches)
 
 
 @pytest.fixture(scope="module")
@@ -58,28 +69,22 @@ def _refused(node: Node) -> str:
 
 def test_a_revocation_cuts_it(own: System, make_tpm: MakeTpm) -> None:
     node = _node(own, make_tpm, "revoked")
-    with node.connect() as client:
-        watch = client.watch(KEY)
+    with node.connect() as client, cut(own, "cut_by_revocation", client):
         own.operate("inventory", "revoke", node.name)
-        assert watch.ending() == "cut"
     assert _refused(node) == "identity_revoked"
 
 
 def test_the_revocation_of_its_certificate_alone_cuts_it(own: System, make_tpm: MakeTpm) -> None:
     node = _node(own, make_tpm, "serial")
-    with node.connect() as client:
-        watch = client.watch(KEY)
+    with node.connect() as client, cut(own, "cut_by_revocation", client):
         own.operate("cert", "revoke", node.serial)
-        assert watch.ending() == "cut"
     assert _refused(node) == "identity_revoked"
 
 
 def test_quarantine_cuts_it(own: System, make_tpm: MakeTpm) -> None:
     node = _node(own, make_tpm, "quarantined")
-    with node.connect() as client:
-        watch = client.watch(KEY)
+    with node.connect() as client, cut(own, "cut_by_change", client):
         own.operate("inventory", "quarantine", node.name)
-        assert watch.ending() == "cut"
     assert _refused(node) == "identity_quarantined"
 
 
@@ -90,21 +95,17 @@ def test_a_failed_posture_cuts_it(own: System, make_tpm: MakeTpm) -> None:
     shutil.copytree(node.settings.directory, stolen)
     node.renew()
     node.renew()
-    with node.connect() as client:
-        watch = client.watch(KEY)
+    with node.connect() as client, cut(own, "cut_by_change", client):
         node.write_settings(directory=str(stolen))
         assert "clone_suspected" in node.renew(expect=1).err
-        assert watch.ending() == "cut"
     node.write_settings()
     assert _refused(node) == "posture_failed"
 
 
 def test_a_role_taken_away_cuts_it(own: System, make_tpm: MakeTpm) -> None:
     node = _node(own, make_tpm, "roleless")
-    with node.connect() as client:
-        watch = client.watch(KEY)
+    with node.connect() as client, cut(own, "cut_by_change", client):
         own.operate("inventory", "update", node.name, "--role", "idler")
-        assert watch.ending() == "cut"
     assert _refused(node) in {"role_missing", "kind_not_allowed", "no_grant"}
 
 
@@ -115,14 +116,14 @@ def test_policy_and_a_deleted_grant_cut_theirs_and_no_others(own: System, make_t
     granted, denied = _node(own, make_tpm, "grantless", "passing"), _node(own, make_tpm, "denied")
     bystander = _node(own, make_tpm, "bystander")
     with granted.connect() as first, denied.connect() as second, bystander.connect() as third:
-        watches = [client.watch(KEY) for client in (first, second, third)]
-        grants, deny = own.workspace / "grants.yaml", DENY.format(name=denied.name)
-        text = grants.read_text().replace(deleted, "\n").replace("\ndenies:\n", f"\ndenies:\n{deny}")
-        grants.write_text(text)
-        own.publish()
-        assert [watch.ending() for watch in watches[:2]] == ["cut", "cut"]
+        going_on = third.watch(KEY)
+        with cut(own, "cut_by_change", first, second):
+            grants, deny = own.workspace / "grants.yaml", DENY.format(name=denied.name)
+            text = grants.read_text().replace(deleted, "\n").replace("\ndenies:\n", f"\ndenies:\n{deny}")
+            grants.write_text(text)
+            own.publish()
         _put(own)
-        assert watches[2].line()["result"]["events"]
+        assert going_on.line()["result"]["events"]
     assert _refused(granted) in {"role_missing", "no_grant"}
     assert _refused(denied) == "deny_override"
 
@@ -133,9 +134,8 @@ def test_a_grant_that_expires_cuts_it(own: System, make_tpm: MakeTpm) -> None:
     grant = GRANT.format(id="brief", role="brief", expires=f"{end:%Y-%m-%dT%H:%M:%SZ}")
     own.add_policy(grants=grant, roles="  brief: Watches briefly\n")
     own.publish()
-    with node.connect() as client:
-        watch = client.watch(KEY)
-        assert watch.ending() == "cut"
+    with node.connect() as client, cut(own, "cut_by_deadline", client):
+        pass  # time alone does it
     assert _refused(node) in {"grant_expired", "role_missing", "no_grant"}
 
 
@@ -147,7 +147,6 @@ def test_the_end_of_its_certificate_cuts_it(make_system: MakeSystem, make_tpm: M
         system.stop()
         system.set_trust_time_ahead(node.store.identity().issued.not_after - time.time() - 2 * LIFE)
         system.start()
-        with node.connect() as client:
-            watch = client.watch(KEY)
-            assert watch.ending() == "cut"
+        with node.connect() as client, cut(system, "cut_by_deadline", client):
+            pass  # time alone does it
         assert _refused(node) in {"certificate_expired", "attestation_expired"}

@@ -255,6 +255,12 @@ class System:
         finally:
             connection.close()
 
+    def ended_for(self, reason: str) -> int:
+        """How many exchanges ended for this reason, by its own count."""
+        lines = self.page("/metrics")[1].splitlines()
+        named = [line for line in lines if line.startswith("sallyport_exchanges_total{") and f'"{reason}"' in line]
+        return sum(int(float(line.split()[-1])) for line in named)
+
     # --- operating it ------------------------------------------------------------------------------------
 
     @property
