@@ -15,7 +15,7 @@ EXPLAIN_ENTRYPOINT = "sallyport/explain"
 @dataclass(frozen=True, slots=True)
 class CompiledPolicy:
     """Policy as published: what an engine loads. `digest` is over code and data; `reads` is the projection (see
-    `policies.projection`) of `input` that the decision entrypoint can read, `explain_reads` that of explain."""
+    `policies.projection`) of `input` that the decision entrypoint can read."""
 
     digest: str
     wasm: bytes

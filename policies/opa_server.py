@@ -8,8 +8,8 @@ Laws held here:
   mark, so a policy that is there in part (its denies missing, say) never answers. What is lost is loaded again, while
   decisions are denials.
 
-The server runs whatever policy it is given, with every builtin that it has: it must listen on loopback, or ask for a
-token or a client certificate, and be ours alone. Policy reaches it only as compiled by `policies.compile`, which allows
+The server runs whatever policy it is given, with every builtin that it has: it must listen on loopback, or ask for
+our token over TLS, and be ours alone. Policy reaches it only as compiled by `policies.compile`, which allows
 no other builtin than `capabilities.json` names.
 """
 
@@ -32,6 +32,7 @@ from opa_client.opa_async import AsyncOpaClient
 
 from foundation.clock import Clock
 from foundation.faults import Fault
+from foundation.files import read_secret
 from foundation.reasons import Reason
 from policies.engine import DECISION_ENTRYPOINT, EXPLAIN_ENTRYPOINT, CompiledPolicy
 from policies.model import Answer, Query, parse_answer
@@ -211,7 +212,7 @@ class _Client(AsyncOpaClient):  # type: ignore[misc] # the library ships no type
     redirects, no cookies, answers of a bounded size, and a choice of CA."""
 
     def __init__(self, settings: ServerSettings) -> None:
-        token = Path(settings.token_file).read_text().strip() if settings.token_file else None
+        token = read_secret(Path(settings.token_file)).decode().strip() if settings.token_file else None
         super().__init__(
             host=settings.host, port=settings.port, ssl=settings.tls, token=token, retries=0, timeout=_LOAD_TIMEOUT
         )

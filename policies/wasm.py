@@ -14,6 +14,7 @@ import ctypes
 import json
 import threading
 from collections.abc import Mapping
+from math import ceil
 from typing import Any
 
 import wasmtime
@@ -29,8 +30,10 @@ from policies.settings import PolicySettings
 MAX_ANSWER_BYTES = 1 << 20
 _PAGE = 65_536
 _TICKS = 4  # per deadline: an evaluation is stopped after its time and at most a quarter more
+_LOAD_TIME = 5.0
 _FIRST_LOOK = 1024
-# Keys in one order: the order in which Wasm walks through an object depends on it.
+# Keys in one order: the order in which Wasm walks through an object depends on it. No escapes: Wasm takes the pair of
+# them that spells U+20000 for U+10000, so that two paths would be one.
 _to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode
 
 
@@ -44,13 +47,15 @@ class WasmEngine:
         self._engine = wasmtime.Engine(config)
         self._data = _to_json(compiled.data).encode()
         self._pages = _initial_pages(compiled.wasm), settings.memory // _PAGE
+        self._load_ticks = ceil(_LOAD_TIME * _TICKS / settings.decision_timeout)
         self._closed = False  # a closed engine has no ticker, so nothing would end an evaluation
+        self._ticker = _Ticker(self._engine, settings.decision_timeout / _TICKS)
         try:
             self._module = wasmtime.Module(self._engine, compiled.wasm)
             self._instance: _Instance | None = self._instantiate()
         except Exception as error:
+            self._ticker.stop()
             raise Fault(Reason.ENGINE_FAILED, "the compiled policy cannot be loaded", internal=str(error)) from error
-        self._ticker = _Ticker(self._engine, settings.decision_timeout / _TICKS)
 
     async def decide(self, query: Query) -> Answer:
         return self.decide_now(query)
@@ -111,24 +116,21 @@ class WasmEngine:
             instance.close()
 
     def _instantiate(self) -> _Instance:
-        return _Instance(self._engine, self._module, self._pages, self._data)
+        store = wasmtime.Store(self._engine)
+        store.set_limits(memory_size=self._pages[1] * _PAGE, instances=1, memories=1, tables=1)
+        store.set_epoch_deadline(self._load_ticks)
+        try:
+            return _Instance(store, self._module, wasmtime.Limits(*self._pages), self._data)
+        except BaseException:
+            store.close()
+            raise
 
 
 class _Instance:
     """One instance with the data on its heap."""
 
-    def __init__(self, engine: wasmtime.Engine, module: wasmtime.Module, pages: tuple[int, int], data: bytes) -> None:
-        self._store = wasmtime.Store(engine)
-        self._store.set_limits(memory_size=pages[1] * _PAGE, instances=1, memories=1, tables=1)
-        self._store.set_epoch_deadline(1_000)  # loading is bounded too
-        try:
-            self._start(module, wasmtime.Limits(*pages), data)
-        except BaseException:
-            self.close()
-            raise
-
-    def _start(self, module: wasmtime.Module, pages: wasmtime.Limits, data: bytes) -> None:
-        store = self._store
+    def __init__(self, store: wasmtime.Store, module: wasmtime.Module, pages: wasmtime.Limits, data: bytes) -> None:
+        self._store = store
         self._memory = wasmtime.Memory(store, wasmtime.MemoryType(pages))
         imports = [self._import(item) for item in module.imports]
         self._exports = wasmtime.Instance(store, module, imports).exports(store)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
@@ -46,7 +49,8 @@ def test_an_evaluation_without_end_is_ended() -> None:
 
 
 def test_time_is_bounded_by_the_epoch() -> None:
-    loop = "decision if { some x in input.n; some y in input.n; some z in input.n; x < y; y < z; z < x }\ndecision if input.n == [1]"
+    loop = "decision if { some x in input.n; some y in input.n; some z in input.n; x < y; y < z; z < x }\n"
+    loop += "decision if input.n == [1]"
     with wasm(compiled(loop), HASTY) as engine:
         with pytest.raises(Fault) as caught:
             answer(engine, {"n": list(range(2_000))})
@@ -128,6 +132,34 @@ def test_an_input_that_is_no_json_is_a_fault(document: bytes) -> None:
 def test_texts_pass_unchanged(text: str) -> None:
     with wasm(compiled("decision := input.text")) as engine:
         assert answer(engine, {"text": text}) == text
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[WasmEngine]:
+    with wasm(compiled("decision := input")) as engine:
+        yield engine
+
+
+def test_no_two_texts_are_one() -> None:
+    """Wasm takes the escapes that spell U+20000 for U+10000; the engine sends none."""
+    same = 'decision := {"allow": true, "reasons": ["granted"]} if input.request.path[0] == "\\ud800\\udc00"'
+    with wasm(compiled(same)) as engine:
+        for text, allowed in (("\U00010000", True), ("\U00020000", False), ("\U0010ffff", False)):
+            asked = replace(ALLOWED, request=replace(ALLOWED.request, path=(text,)))
+            assert engine.decide_now(asked).allow is allowed
+
+
+_SCALARS = st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+@given(
+    st.dictionaries(
+        st.text("ab\0é", max_size=3), st.recursive(_SCALARS, lambda below: st.lists(below, max_size=3), max_leaves=8)
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_whatever_is_json_is_the_input(echo: WasmEngine, document: dict[str, object]) -> None:
+    assert answer(echo, document) == document
 
 
 def test_wasm_that_is_none_is_refused() -> None:

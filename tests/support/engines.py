@@ -83,4 +83,5 @@ def wasm(policy: CompiledPolicy, settings: PolicySettings = PATIENT) -> Iterator
 
 def answer(engine: WasmEngine, document: Any) -> Any:
     """The decision document for any `input`, as it comes from the engine."""
-    return engine.evaluate("sallyport/decision", json.dumps(document, sort_keys=True).encode())
+    spelled = json.dumps(document, sort_keys=True, ensure_ascii=False)
+    return engine.evaluate("sallyport/decision", spelled.encode())
