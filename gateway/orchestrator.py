@@ -81,7 +81,7 @@ from policies.lifecycle.signing import VerifyingKey, load_signing_key, parse_ver
 from policies.lifecycle.workspace import read_workspace
 from policies.settings import PolicySettings
 
-SERVER_CERTIFICATE_CHECKED_EVERY = 600.0
+CHORES_EVERY = 600.0
 DRAIN_SECONDS = 10.0
 _LOG = logging.getLogger(__name__)
 
@@ -277,7 +277,7 @@ class Orchestrator:
         return _Source(
             feed=authority.feed,
             certificates=certificates,
-            keep_certificate=lambda: _keep_server_certificate(certificates, authority, here.authority, base.time),
+            keep_certificate=lambda: _do_chores(certificates, authority, here.authority, base.time),
             directory=Standing(authority, enrolment.use),
             routes=(
                 *_authority_routes(base, authority, here.authority.trust_domain),
@@ -380,13 +380,19 @@ def _authority_routes(base: _Base, authority: Authority, trust_domain: str) -> l
     return authority_routes(authority, trust_domain, verify_bundle=verify_bundle, audit_head=audit_head)
 
 
-async def _keep_server_certificate(
+async def _do_chores(
     certificates: Certificates, authority: Authority, settings: AuthoritySettings, time: TrustTime
 ) -> None:
+    """Renew the listeners' certificate before it ends, and drop what the ledger need not keep. What fails now is tried
+    again."""
     while True:
-        await time.sleep(SERVER_CERTIFICATE_CHECKED_EVERY)
-        if await renew_server_certificate(authority, settings, time):
-            certificates.load()
+        await time.sleep(CHORES_EVERY)
+        try:
+            if await renew_server_certificate(authority, settings, time):
+                certificates.load()
+            await authority.ledger.tidy()
+        except Fault as fault:
+            _LOG.error("a chore failed: %s", fault)
 
 
 def _settle_memory() -> None:

@@ -224,7 +224,7 @@ class DataPlane:
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for what the data plane does by itself."""
         async with asyncio.timeout(PATIENCE):
-            while not condition():  # noqa: ASYNC110  # the data plane tells nobody
+            while not condition():  # the data plane tells nobody
                 await asyncio.sleep(0.001)  # the data plane tells nobody
 
     async def advance(self, seconds: float) -> None:
