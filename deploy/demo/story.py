@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +249,8 @@ class Story:
                 f"sallyport inventory admit {NODE} --socket {self.state}/sallyport.sock   # then enrol again",
                 f"logs: {FOLDER}/serve.log",
             )
-            signal.pause()
+            with suppress(KeyboardInterrupt):
+                signal.pause()
 
 
 AGENT_PORTS = {"authority": "enrolment", "renewal": "api", "gateway": "gateway"}
