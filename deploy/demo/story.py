@@ -241,13 +241,18 @@ class Story:
 
     def how_to_try(self) -> None:
         with self.chapter("It stays up. Try it by hand; Ctrl-C ends it"):
-            operator = self.state / "authority" / "operator"
+            operator, command = self.state / "authority" / "operator", Path(sys.executable).with_name("sallyport")
+            proven = f"--cert {operator}.pem --key {operator}.key --cacert {self.state}/authority/root.pem"
             self.tell(
-                f"curl --cert {operator}.pem --key {operator}.key --cacert {self.state}/authority/root.pem \\",
-                f"     https://localhost:{self.ports['api']}/v1/inventory",
-                f"curl http://127.0.0.1:{self.ports['health']}/metrics",
-                f"sallyport inventory admit {NODE} --socket {self.state}/sallyport.sock   # then enrol again",
-                f"logs: {FOLDER}/serve.log",
+                "As the first operator, the API, and then the control plane, which has no grant for operators:",
+                f"  curl {proven} https://localhost:{self.ports['api']}/v1/inventory",
+                f"  curl {proven} https://localhost:{self.ports['gateway']}/version",
+                "Metrics, and the log:",
+                f"  curl http://127.0.0.1:{self.ports['health']}/metrics",
+                f"  tail -f {FOLDER}/serve.log",
+                "Let the node back in:",
+                f"  {command} inventory admit {NODE} --socket {self.state}/sallyport.sock",
+                f"  {command} node enrol --token-file NEW_TOKEN --config {FOLDER}/agent.toml",
             )
             with suppress(KeyboardInterrupt):
                 signal.pause()
