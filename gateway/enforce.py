@@ -1,15 +1,17 @@
-"""From a published bundle to an enforced policy: verify, raise the floor, load.
+"""From a published bundle to an enforced policy: verify, load, raise the floor.
 
 Laws held here:
 - nothing of a bundle is loaded before its signature verifies against the pinned key;
-- the floor (number and digest of the newest revision ever enforced here) is on disk before the revision is loaded, so
-  that neither a restart nor a restored authority can bring back an older one, or another one of the same number.
+- the floor (number and digest of the newest revision ever enforced here) is on disk before the revision is enforced, so
+  that neither a restart nor a restored authority can bring back an older one, or another one of the same number;
+- a revision that does not load raises no floor: after a restart, the one before it can still be enforced.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,9 +50,22 @@ class Enforcer:
         floor = read_floor(self._floor_file)
         loaded = await asyncio.to_thread(verify, published.bundle, self._key, floor.number - 1)
         _check_above(floor, loaded)
-        await asyncio.to_thread(write_floor, self._floor_file, Floor(loaded.number, loaded.digest))
         engine = await load_engine(loaded.compiled, self._settings)
+        try:
+            await asyncio.to_thread(write_floor, self._floor_file, Floor(loaded.number, loaded.digest))
+        except BaseException:
+            await engine.close()
+            raise
         return PolicyPart(loaded.number, loaded.digest, engine, RouteTable(loaded.routes))
+
+
+async def try_out(bundle: bytes, key: VerifyingKey, settings: PolicySettings) -> int:
+    """The number of a revision that every gateway could enforce: it verifies, and loads into the embedded engine.
+    Raises `Fault` for one that does not, so that it is refused where it is published."""
+    loaded = await asyncio.to_thread(verify, bundle, key, 0)
+    engine = await load_engine(loaded.compiled, replace(settings, engine="wasm"))
+    await engine.close()
+    return loaded.number
 
 
 def _check_above(floor: Floor, loaded: LoadedRevision) -> None:

@@ -50,7 +50,7 @@ from gateway.api.operators import OperatorsApi
 from gateway.api.settings import ApiSettings
 from gateway.configuration import Configuration, Role, SystemSettings
 from gateway.directory import SnapshotDirectory
-from gateway.enforce import Enforcer
+from gateway.enforce import Enforcer, try_out
 from gateway.feed import HttpFeed, UpstreamAuthoritySettings
 from gateway.fleet.staleness import StalenessSettings
 from gateway.follow import Follower
@@ -76,7 +76,7 @@ from pki.enrol.judgement import load_trust
 from pki.enrol.service import EnrolmentService
 from pki.enrol.settings import EnrolmentSettings
 from pki.settings import AuthoritySettings
-from policies.lifecycle.revision import build, verify
+from policies.lifecycle.revision import build
 from policies.lifecycle.signing import VerifyingKey, load_signing_key, parse_verifying_key
 from policies.lifecycle.workspace import read_workspace
 from policies.settings import PolicySettings
@@ -280,7 +280,7 @@ class Orchestrator:
             keep_certificate=lambda: _do_chores(certificates, authority, here.authority, base.time),
             directory=Standing(authority, enrolment.use),
             routes=(
-                *_authority_routes(base, authority, here.authority.trust_domain),
+                *_authority_routes(base, authority, here.authority.trust_domain, self._settings.policy),
                 *renewal_routes(enrolment.renewal),
             ),
             enrolment_routes=tuple(enrolment_routes(enrolment.enrolment)),
@@ -370,9 +370,9 @@ class Orchestrator:
             gateway.listener.start(_listening_socket(settings.listener))
 
 
-def _authority_routes(base: _Base, authority: Authority, trust_domain: str) -> list[ApiRoute]:
+def _authority_routes(base: _Base, authority: Authority, trust_domain: str, policy: PolicySettings) -> list[ApiRoute]:
     async def verify_bundle(bundle: bytes) -> int:
-        return (await asyncio.to_thread(verify, bundle, base.policy_key, 0)).number
+        return await try_out(bundle, base.policy_key, policy)
 
     def audit_head() -> Mapping[str, Any]:
         return base.audit.head.to_json()
