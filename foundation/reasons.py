@@ -136,6 +136,7 @@ class Reason(Enum):
     SETTING_UNKNOWN = _Text(500, "there is no such setting", "remove it, or correct its spelling")
     FILE_UNREADABLE = _Text(500, "a file cannot be read", "check its path, owner and mode")
     FILE_MODE_UNSAFE = _Text(500, "a secret's file can be read by others", "chmod 600 it")
+    IN_USE = _Text(409, "another process has this open", "stop the other process first")
     STORAGE_FAILED = _Text(503, "the database did not do what was asked", "check disk space and the database's log")
     AUDIT_FAILED = _Text(
         503, "the audit log could not be written, so nothing was done", "free disk space for the audit log"

@@ -159,7 +159,7 @@ class LogWriter:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Fault(Reason.AUDIT_FAILED, "another process writes this log") from None
+            raise Fault(Reason.IN_USE, field=str(self._settings.directory)) from None
 
     def _resume(self) -> None:
         reader = SegmentReader(segment_paths(self._settings.directory)[-1], self._key.public_key())

@@ -104,7 +104,7 @@ async def test_a_second_writer_is_refused(settings: AuditSettings) -> None:
     log = await MerkleAuditLog.open(settings, CLOCK)
     with pytest.raises(Fault) as caught:
         await MerkleAuditLog.open(settings, CLOCK)
-    assert caught.value.reason is Reason.AUDIT_FAILED
+    assert caught.value.reason is Reason.IN_USE
     await log.close()
 
 
