@@ -5,6 +5,8 @@ Labels are names of our own (routes, reasons, statuses), never anything that a c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from foundation.reasons import Reason
@@ -50,13 +52,15 @@ class GatewayMetrics:
         """Decisions that the decision log did not keep, or keeps no longer."""
         self._dropped.inc(count)
 
-    def watch(self, store: SnapshotStore, registry: Registry) -> None:
-        """Read these when they are scraped."""
+    def watch(self, store: SnapshotStore, registry: Registry, behind: Callable[[], float]) -> None:
+        """Read these when they are scraped. `behind` tells by how many seconds the wall clock lags trust time: from a
+        minute on, new certificates look not yet valid to TLS, which goes by the wall clock."""
         gauges = {
             "sallyport_exchanges_open": ("Exchanges under way", lambda: registry.open_count),
             "sallyport_exchanges_cut": ("Exchanges cut since the start", lambda: registry.cut_count),
             "sallyport_policy_revision": ("The enforced revision", lambda: store.current.numbers.policy),
             "sallyport_revocations_number": ("Revocations known", lambda: store.current.numbers.revocations),
+            "sallyport_clock_behind_seconds": ("How far the wall clock lags trust time", behind),
             "sallyport_heartbeat_timestamp_seconds": ("The authority's last heartbeat", lambda: store.heartbeat_at),
         }
         for name, (about, read) in gauges.items():

@@ -303,7 +303,7 @@ class Orchestrator:
         record = recording(base.decisions, base.time)
         registry = Registry(base.time, record)
         store.listen(registry.changed)
-        base.metrics.watch(store, registry)
+        base.metrics.watch(store, registry, lambda: base.time.behind)
         state = settings.system.state
         enforcer = Enforcer(settings.policy, base.policy_key, state / "policy.floor")
         is_here = isinstance(settings.authority, AuthoritySections)
