@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
-from foundation.identifiers import Kind, SpiffeId
+from foundation.identifiers import SpiffeId
 
 
 class State(StrEnum):
@@ -120,6 +120,3 @@ class Heartbeat:
 
 
 Change = Revocation | PostureChanged | IdentityChanged | PolicyPublished | Heartbeat
-
-# Kinds that a gateway lets in at all, each by its own rules in policy.
-CALLER_KINDS = frozenset({Kind.NODE, Kind.OPERATOR, Kind.SERVICE, Kind.GATEWAY})

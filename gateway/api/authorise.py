@@ -11,14 +11,14 @@ from dataclasses import replace
 
 from foundation.clock import Clock
 from foundation.faults import Fault
-from foundation.identity import AttestationClass, IdentityRecord, Posture, State, Verdict
+from foundation.identity import IdentityRecord, Posture, State, Verdict
 from foundation.ports import AuditEvent, AuditLog, Caller
 from foundation.reasons import Reason
+from gateway.proxy.decide import NO_POSTURE
 from gateway.snapshot import Snapshot, SnapshotStore
 from policies.model import FOREVER, CanonicalRequest, Decision, Denial, Query, Staleness, judge
 
 _ACTIONS = {"GET": "get", "HEAD": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
-_NO_POSTURE = Posture(AttestationClass.NONE, Verdict.PASSED)
 
 
 class PolicyAuthorizer:
@@ -57,7 +57,7 @@ class PolicyAuthorizer:
     async def _decide(self, caller: Caller, route: str, method: str) -> Decision:
         snapshot, now = self._store.current, self._clock.now()
         record = _record_of(snapshot, caller)
-        posture = snapshot.postures.get(caller.id, _NO_POSTURE)
+        posture = snapshot.postures.get(caller.id, NO_POSTURE)
         request = CanonicalRequest(method, _ACTIONS.get(method, "unknown"), "", (), (), "", b"")
         query = Query(int(now), record, posture, f"api.{route}", request, Staleness.FRESH)
         refusal = _refusal(snapshot, caller, record, posture, now)
