@@ -19,7 +19,7 @@ from gateway.proxy.http1 import CHUNKED, LAST_CHUNK, UNTIL_CLOSE, Body, RequestH
 from gateway.proxy.record import entry_of
 from gateway.proxy.refusal import refusal, status_line
 from gateway.proxy.services import ConnectionServices
-from gateway.proxy.upstream import UpstreamConnection
+from gateway.proxy.upstream_connection import UpstreamConnection
 from gateway.streams.registry import Exchange
 from policies.model import CanonicalRequest, Decision, Denial, Permit
 from policies.routes import Route
@@ -36,7 +36,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class HttpExchange:
-    """Implements `gateway.proxy.upstream.Sink`. `due` is when it has waited for too long (monotonic seconds)."""
+    """Implements `upstream_connection.Sink`. `due` is when it has waited for too long (monotonic seconds)."""
 
     __slots__ = (
         "_begun",

@@ -6,7 +6,8 @@ import asyncio
 from typing import Any, cast
 
 from gateway.proxy.http1 import Limits, ResponseHead, ResponseReader
-from gateway.proxy.upstream import Sink, UpstreamConnection, UpstreamSettings, _Pool
+from gateway.proxy.upstream import UpstreamSettings, _Pool
+from gateway.proxy.upstream_connection import Sink, UpstreamConnection
 from tests.fakes.clock import ManualClock
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
