@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:/usr/sbin:$(PATH)
 PACKAGES := foundation pki policies gateway agent
 
-.PHONY: help setup demo test check format generate bench attacks-proof fuzz clean
+.PHONY: help setup demo test check format generate bench profile attacks-proof fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -36,6 +36,10 @@ generate: setup ## write the generated reference in docs/reference
 bench: setup ## measure, with peers in the same run; writes benchmarks/results/latest.json
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+profile: setup ## where the CPU of a request goes, by function; ARGS="--native --no-cache"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@$(BIN)/python -m benchmarks.profile $(ARGS)
 
 attacks-proof: setup ## take out each defence, one at a time, and require that its test fails
 	@$(BIN)/python -m tests.attacks.proof.run $(ARGS)

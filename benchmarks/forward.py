@@ -39,7 +39,7 @@ ROLES = tuple(f"role-{i}" for i in range(8))
 PAIRS, SECONDS = 5, 4.0
 OPA = "Envoy and OPA (ext_authz, in process, logged)"
 NGINX = "nginx, mTLS, no decisions"
-_NO_CACHE = """
+NO_CACHE = """
 [policy.cache]
 entries = 0
 """
@@ -68,7 +68,7 @@ def figures() -> list[Figure]:
             remembering, most = _against_opa("forward_vs_envoy_opa", stands, PAIRS)
             found = [remembering, _against_nginx(stands), *_latencies(stands, most / 2)]
         with stands.site.config.open("a") as settings:
-            settings.write(_NO_CACHE)
+            settings.write(NO_CACHE)
         with serving(stands.site):
             uncached, _ = _against_opa("forward_uncached_vs_envoy_opa", stands, 3)
     return [*found, replace(uncached, goal="", reached=True)]
@@ -88,7 +88,7 @@ def field() -> Iterator[Field]:
         pair = site.server_pair
         asking = stack.enter_context(envoy(folder / "envoy", upstream, pair, site.root, socket))
         plain = stack.enter_context(nginx.proxy(folder / "nginx", upstream, pair, site.root))
-        yield Field(_generator(load, folder, site), site, asking, plain)
+        yield Field(generator(load, folder, site), site, asking, plain)
 
 
 def identities() -> dict[str, Any]:
@@ -103,7 +103,7 @@ def identities() -> dict[str, Any]:
     return found
 
 
-def _generator(binary: Path, folder: Path, site: Site) -> Generator:
+def generator(binary: Path, folder: Path, site: Site) -> Generator:
     requests = folder / "requests"
     shapes = ("status", *(f"items/{i}" for i in range(12)), *(f"files/a/{i}" for i in range(12)))
     requests.write_text("\n".join(f"GET /r{i % ROUTES}/{shapes[i // ROUTES]}" for i in range(PATHS)))

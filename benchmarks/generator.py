@@ -7,19 +7,23 @@ import secrets
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from benchmarks.processes import ROOT
+from benchmarks.processes import NO_CPU, ROOT, Cpu, cpu
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came back: answers per second, and latencies in milliseconds."""
+    """What came back: answers per second, and latencies in milliseconds. `cpu` is what the watched processes spent on
+    one answer, in microseconds."""
 
     per_second: float
     p50: float
     p99: float
+    cpu: Cpu = NO_CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +36,36 @@ class Generator:
     requests: Path
     connections: int = 64
 
-    def offer(self, port: int, *, seconds: float, warmup: float = 1.0, rate: float = 0.0) -> Outcome:
-        """As many requests as are answered, or `rate` per second. Raises `RuntimeError` when not all of them are
-        answered with 200."""
+    def offer(
+        self, port: int, *, seconds: float, warmup: float = 1.0, rate: float = 0.0, watch: Sequence[int] = ()
+    ) -> Outcome:
+        """As many requests as are answered, or `rate` per second; `watch` are processes whose CPU is counted, with
+        their descendants. Raises `RuntimeError` when not every request is answered with 200."""
         words: list[str | Path] = [self.binary, "-target", f"127.0.0.1:{port}"]
         words += ["-ca", self.roots, "-certs", self.certificates, "-requests", self.requests]
         words += ["-connections", str(self.connections), "-rate", str(rate)]
         words += ["-warmup", f"{warmup}s", "-duration", f"{seconds}s", "-seed", str(secrets.randbits(30))]
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=seconds + warmup + 60)
-        if done.returncode:
-            raise RuntimeError(done.stderr)
-        found = json.loads(done.stdout)
+        found, spent = _run(words, watch)
         if found["errors"] or set(found["statuses"]) != {"200"}:
-            raise RuntimeError(f"not every request was answered with 200: {done.stdout}")
-        return Outcome(found["per_second"], found["p50_us"] / 1000, found["p99_us"] / 1000)
+            raise RuntimeError(f"not every request was answered with 200: {found}")
+        each = Cpu(spent.user * 1e6 / found["requests"], spent.system * 1e6 / found["requests"])
+        return Outcome(found["per_second"], found["p50_us"] / 1000, found["p99_us"] / 1000, each)
+
+
+def _run(words: Sequence[str | Path], watch: Sequence[int]) -> tuple[dict[str, Any], Cpu]:
+    """What the load reports, and what `watch` spent while it counted."""
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as load:
+        try:
+            lines: Iterator[str] = iter(load.stdout or ())
+            spent = []
+            for expected in ("counting", "counted"):
+                if next(lines, "").strip() != expected:
+                    raise RuntimeError(f"the load failed: {load.stderr.read() if load.stderr else ''}")
+                spent.append(cpu(watch))
+            found: dict[str, Any] = json.loads(next(lines))
+            return found, spent[1].since(spent[0])
+        finally:
+            load.kill()
 
 
 def median(pairs: list[tuple[Outcome, Outcome]]) -> tuple[Outcome, Outcome]:

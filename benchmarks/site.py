@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.processes import ROOT, answers, running, wait_until
+from benchmarks.processes import ENVIRONMENT, ROOT, answers, running, wait_until
 from deploy.demo.free_ports import free_ports
 
 DOMAIN = "bench.example"
@@ -69,14 +69,14 @@ def enlist(site: Site, nodes: int, roles: tuple[str, ...], *, certified: int = 0
     words += ["--nodes", str(nodes), "--certified", str(certified), "--tokens", str(tokens)]
     for role in roles:
         words += ["--role", role]
-    subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, *words], cwd=ROOT, env=ENVIRONMENT, check=True)
 
 
 @contextmanager
-def serving(site: Site) -> Iterator[Site]:
-    """`sallyport serve`, ready."""
+def serving(site: Site, entry: tuple[str, ...] = ("-m", "sallyport")) -> Iterator[Site]:
+    """`sallyport serve`, ready; `entry` is what Python runs."""
     log = site.folder / "serve.log"
-    words = [sys.executable, "-m", "sallyport", "serve", "--config", str(site.config)]
+    words = [sys.executable, *entry, "serve", "--config", str(site.config)]
     with running(words, log) as process:
         wait_until(answers(f"http://127.0.0.1:{site.ports['health']}/readyz"), process, log)
         yield replace(site, pid=process.pid)
@@ -85,7 +85,7 @@ def serving(site: Site) -> Iterator[Site]:
 def command(words: list[str]) -> str:
     """One `sallyport` command; what it printed. Raises `RuntimeError` when it fails."""
     whole = [sys.executable, "-m", "sallyport", *words]
-    done = subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(whole, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"sallyport {' '.join(words)}: {done.stdout}{done.stderr}")
     return done.stdout

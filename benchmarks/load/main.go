@@ -1,4 +1,5 @@
-// Load offers HTTP/1.1 requests over mTLS to one address and prints what came back, as JSON.
+// Load offers HTTP/1.1 requests over mTLS to one address and prints what came back, as JSON. Two lines come before it,
+// `counting` and `counted`, when it begins and ceases to count: whoever measures a server's CPU reads it then.
 //
 // It stands for a fleet: each connection presents one of the client certificates in a folder and asks for paths drawn
 // from a list by Zipf's law. Closed loop by default (each connection asks as soon as it was answered); with -rate an open
@@ -126,6 +127,8 @@ func (p *plan) run() (tally, time.Duration) {
 	end := start.Add(p.duration)
 	tallies := make([]tally, p.connections)
 	var group sync.WaitGroup
+	time.AfterFunc(time.Until(start), func() { fmt.Println("counting") })
+	time.AfterFunc(time.Until(end), func() { fmt.Println("counted") })
 	for i := range tallies {
 		group.Add(1)
 		go func(i int) {

@@ -1,0 +1,173 @@
+"""Where the time of a request goes: `python -m benchmarks.profile`, in less than half a minute, as often as you like.
+
+One `sallyport serve` forwards the load of the benchmark `forward`. Three looks, each at a load of its own:
+ 1. undisturbed: requests a second, latency, and CPU per request, in our code and in the kernel. Judge a change by this
+    CPU figure: it moves least when others use the machine;
+ 2. sampled by py-spy: which functions that CPU went to, alone and with all that they called, in us per request;
+ 3. traced by strace, where there is one: system calls per request.
+
+The second look is at the main thread, which runs the event loop; the first says what the other threads take.
+
+`--calls` runs the server below cProfile instead: how often a function is called per request. It slows the server down,
+so its times say little. `--native` lets py-spy look into C (OpenSSL, libuv, llhttp).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pstats
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import nginx
+from benchmarks.figure import WIDTH
+from benchmarks.forward import CONNECTIONS, NO_CACHE, NODES, ROLES, ROUTES, generator
+from benchmarks.generator import Generator, build
+from benchmarks.processes import BIN, ROOT, cpu_seconds, running, thread_seconds
+from benchmarks.site import Site, enlist, initialise, serving
+from tests.support.workspaces import fleet_workspace
+
+SAMPLES_A_SECOND = 400
+TRACED_SECONDS = 2.0
+OUTERMOST = 0.8  # a function with this share of the samples below it tells nothing
+_out = Console(width=WIDTH, highlight=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each load")
+    parser.add_argument("--top", type=int, default=40, help="functions to print")
+    parser.add_argument("--no-cache", action="store_true", help="with the decision cache off")
+    parser.add_argument("--native", action="store_true", help="sample C code too")
+    parser.add_argument("--calls", action="store_true", help="count calls with cProfile, and nothing else")
+    given = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sallyport-profile-")))
+        load = build("load", folder)
+        upstream = stack.enter_context(nginx.static(folder / "upstream"))
+        site = initialise(folder, fleet_workspace(ROUTES, upstream=f"http://127.0.0.1:{upstream}"))
+        enlist(site, NODES, ROLES, certified=CONNECTIONS)
+        if given.no_cache:
+            with site.config.open("a") as settings:
+                settings.write(NO_CACHE)
+        fleet = generator(load, folder, site)
+        if given.calls:
+            _count_calls(fleet, site, given.seconds, given.top)
+            return
+        with serving(site) as served:
+            main_us = _undisturbed(fleet, served, given.seconds)
+            _sampled(fleet, served, main_us, given)
+            _traced(fleet, served)
+
+
+def _undisturbed(fleet: Generator, served: Site, seconds: float) -> float:
+    """Microseconds that the main thread spends on a request."""
+    before, before_all = thread_seconds(served.pid), cpu_seconds(served.pid)
+    outcome = fleet.offer(served.ports["gateway"], seconds=seconds, watch=[served.pid])
+    share = (thread_seconds(served.pid) - before) / (cpu_seconds(served.pid) - before_all)
+    user, system = outcome.cpu
+    _out.print(f"{outcome.per_second:.0f} requests/s   p50 {outcome.p50:.2f} ms   p99 {outcome.p99:.2f} ms")
+    _out.print(
+        f"[bold]{user + system:.1f} us of CPU per request[/bold]: {user:.1f} in our code, {system:.1f} in the kernel; "
+        f"{(user + system) * (1 - share):.1f} in threads beside the main one"
+    )
+    return (user + system) * share
+
+
+def _sampled(fleet: Generator, served: Site, main_us: float, given: argparse.Namespace) -> None:
+    """Shares of the main thread's samples, told as shares of `main_us`."""
+    if not (BIN / "py-spy").exists():
+        _out.print("no py-spy: pip install '.\\[bench]'")
+        return
+    file = served.folder / "samples"
+    words: list[str | Path] = [BIN / "py-spy", "record", "--pid", str(served.pid), "--format", "raw"]
+    words += ["--output", file, "--duration", str(int(given.seconds)), "--rate", str(SAMPLES_A_SECOND), "--threads"]
+    words += ["--subprocesses", *(["--native"] if given.native else [])]
+    with running(words, served.folder / "py-spy.log") as spy:
+        fleet.offer(served.ports["gateway"], seconds=given.seconds, warmup=0.5)
+        spy.wait(30)
+    alone, within = _functions([line for line in file.read_text().splitlines() if "MainThread" in line])
+    whole = sum(alone.values())
+    inner = Counter({name: count for name, count in within.items() if count < OUTERMOST * whole})
+    _out.print(f"{whole} samples: functions by what they cost alone, then by what they cost with all that they call")
+    for order in (alone, inner):
+        table = Table("us alone", "us with callees", "function")
+        for name, _ in order.most_common(given.top):
+            table.add_row(f"{alone[name] * main_us / whole:.1f}", f"{within[name] * main_us / whole:.1f}", name)
+        _out.print(table)
+
+
+def _functions(stacks: Sequence[str]) -> tuple[Counter[str], Counter[str]]:
+    """Samples by function: in it, and in it or in what it called. `stacks` are lines `outermost;...;innermost N`."""
+    alone: Counter[str] = Counter()
+    within: Counter[str] = Counter()
+    for line in stacks:
+        stack, _, count = line.rpartition(" ")
+        frames = [_without_line(frame) for frame in stack.split(";")]
+        alone[frames[-1]] += int(count)
+        for name in set(frames):
+            within[name] += int(count)
+    return alone, within
+
+
+def _without_line(frame: str) -> str:
+    """`decide (gateway/proxy/decide.py)` of `decide (gateway/proxy/decide.py:12)`."""
+    head, colon, _ = frame.rpartition(":")
+    return head.replace(f"{ROOT}/", "") + ")" if colon and frame.endswith(")") else frame
+
+
+def _traced(fleet: Generator, served: Site) -> None:
+    """Counts are right although everything is slower: fewer requests share a turn of the event loop than otherwise, so
+    the true numbers are a little lower."""
+    strace, file = shutil.which("strace"), served.folder / "strace"
+    if strace is None:
+        _out.print("no strace: no system calls")
+        return
+    tracer = subprocess.Popen([strace, "-c", "-f", "-q", "-o", file, "-p", str(served.pid)])
+    try:
+        time.sleep(0.3)
+        outcome = fleet.offer(served.ports["gateway"], seconds=TRACED_SECONDS, warmup=0)
+    finally:
+        tracer.send_signal(signal.SIGINT)
+        tracer.wait(10)
+    requests = outcome.per_second * TRACED_SECONDS
+    calls = {words[-1]: int(words[3]) for words in map(str.split, file.read_text().splitlines()) if _is_count(words)}
+    most = sorted(calls.items(), key=lambda pair: -pair[1])
+    told = "  ".join(f"{name} {count / requests:.2f}" for name, count in most if count / requests >= 0.01)
+    _out.print(f"[bold]{sum(calls.values()) / requests:.2f} system calls per request[/bold]: {told}")
+
+
+def _is_count(words: Sequence[str]) -> bool:
+    return len(words) in {5, 6} and words[3].isdigit() and words[-1] != "total"
+
+
+def _count_calls(fleet: Generator, site: Site, seconds: float, top: int) -> None:
+    profile = site.folder / "calls"
+    with serving(site, ("-m", "benchmarks.counted", str(profile))) as served:
+        os.kill(served.pid, signal.SIGUSR2)
+        outcome = fleet.offer(served.ports["gateway"], seconds=seconds, warmup=0)
+    requests = outcome.per_second * seconds
+    table = Table("calls per request", "us alone", "us with callees", "function")
+    stats = pstats.Stats(str(profile)).get_stats_profile().func_profiles
+    for name, each in sorted(stats.items(), key=lambda pair: -pair[1].tottime)[:top]:
+        where = f"{name} ({each.file_name.replace(f'{ROOT}/', '')}:{each.line_number})"
+        calls = int(each.ncalls.partition("/")[0]) / requests
+        table.add_row(
+            f"{calls:.2f}", f"{each.tottime * 1e6 / requests:.1f}", f"{each.cumtime * 1e6 / requests:.1f}", where
+        )
+    _out.print(table)
+
+
+if __name__ == "__main__":
+    main()
