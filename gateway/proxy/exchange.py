@@ -1,7 +1,8 @@
 """One request and its answer: registered, decided, recorded, forwarded, and left with its last byte.
 
 The order is the law: nothing is dialled or answered before the decision is on record, and what is written upstream is
-the request that the permit holds, not the one that was read. A cut ends all of it from whatever step it is at.
+the request that the permit holds, not the one that was read. A cut ends all of it from whatever step it is at. How the
+client's protocol says it is the client's affair (`gateway.proxy.client.Client`); upstreams speak HTTP/1.1.
 """
 
 from __future__ import annotations
@@ -10,25 +11,20 @@ import asyncio
 import base64
 import hashlib
 import logging
-from typing import TYPE_CHECKING
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.trace import TraceContext
-from gateway.proxy.http1 import CHUNKED, LAST_CHUNK, UNTIL_CLOSE, Body, RequestHead, ResponseHead, body_of, chunk
+from gateway.proxy.client import Client
+from gateway.proxy.http1 import CHUNKED, RequestHead, ResponseHead
+from gateway.proxy.http1_write import chunks
 from gateway.proxy.record import entry_of
-from gateway.proxy.refusal import refusal, status_line
-from gateway.proxy.services import ConnectionServices
 from gateway.proxy.upstream_connection import UpstreamConnection
 from gateway.streams.registry import Exchange
 from policies.model import CanonicalRequest, Decision, Denial, Permit
 from policies.routes import Route
 
-if TYPE_CHECKING:
-    from gateway.proxy.connection import ClientConnection
-
 MAX_TRIES = 3
-VIA = b"via: 1.1 sallyport\r\n"
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 NEVER = float("inf")
 _FIRST_ERROR = 500
@@ -41,21 +37,19 @@ class HttpExchange:
     __slots__ = (
         "_begun",
         "_blocked",
-        "_body",
-        "_chunked_answer",
-        "_connection",
+        "_body_done",
+        "_caller",
+        "_client",
         "_decided_at_generation",
         "_decision",
         "_dial",
         "_guard",
         "_head",
-        "_keep",
         "_permit",
         "_received",
         "_request",
         "_retried",
         "_route",
-        "_sent",
         "_services",
         "_span",
         "_status",
@@ -67,30 +61,26 @@ class HttpExchange:
         "over",
     )
 
-    def __init__(
-        self, connection: ClientConnection, head: RequestHead, request: CanonicalRequest, route: Route
-    ) -> None:
-        self._connection = connection
-        self._services: ConnectionServices = connection.services
+    def __init__(self, client: Client, head: RequestHead, request: CanonicalRequest, route: Route) -> None:
+        self._client = client
+        self._caller = caller = client.caller
+        self._services = client.services
         self._head = head
         self._request = request
         self._route = route
-        self._body: Body = body_of(head.length, Reason.REQUEST_AMBIGUOUS)
-        self._guard = Exchange(connection.identity, connection.serial, self._cut)
+        self._body_done = head.length == 0  # all of the request's body went upstream
+        self._guard = Exchange(caller.peer.id, caller.peer.serial, self._cut)
         self._decision: Decision | None = None
         self._permit: Permit | None = None
         self._upstream: UpstreamConnection | None = None
         self._waiting: asyncio.Task[None] | None = None  # for the engine
         self._dial: asyncio.Task[None] | None = None
-        self._keep = head.keep_alive
         self._tries = 0
         self._decided_at_generation = 0
-        self._sent = False  # a byte of the request's body went upstream
         self._received = 0
         self._retried = False
         self._blocked = False  # the upstream reads more slowly than the client writes
         self._tunnel = False
-        self._chunked_answer = False
         self._status = 0
         self._begun = self._services.clock.monotonic()
         self._span = self._services.spans("exchange", TraceContext.parse(head.traceparent.decode("latin-1")))
@@ -108,7 +98,7 @@ class HttpExchange:
         self._tries += 1
         self._decided_at_generation = self._guard.generation
         services = self._services
-        decision = services.decider.decide_now(self._connection.peer, self._request, self._route, self._guard)
+        decision = services.decider.decide_now(self._caller.peer, self._request, self._route, self._guard)
         if decision is None:
             self._waiting = asyncio.get_running_loop().create_task(self._ask())
         else:
@@ -117,7 +107,7 @@ class HttpExchange:
     async def _ask(self) -> None:
         decider = self._services.decider
         try:
-            decision = await decider.decide(self._connection.peer, self._request, self._route, self._guard)
+            decision = await decider.decide(self._caller.peer, self._request, self._route, self._guard)
         except Exception:
             _LOG.exception("a decision failed: it is a denial")
             decision = decider.refuse(Reason.INTERNAL)
@@ -128,7 +118,7 @@ class HttpExchange:
     def _record(self, decision: Decision) -> None:
         self._decision = decision
         head, now = self._head, self._services.clock.now()
-        entry = entry_of(decision, self._connection.identity_text, head.method, head.target, self._route, now)
+        entry = entry_of(decision, self._caller.text, head.method, head.target, self._route, now)
         self._services.records.before(entry, self._recorded)
 
     def _recorded(self, fault: Fault | None) -> None:
@@ -136,9 +126,9 @@ class HttpExchange:
         if self.over or decision is None:
             return
         if fault is not None:
-            self._refuse(fault)
+            self.refuse(fault)
         elif isinstance(decision, Denial):
-            self._refuse(Fault(decision.reason))
+            self.refuse(Fault(decision.reason))
         elif self._still_stands():
             self._forward(decision)
 
@@ -147,7 +137,7 @@ class HttpExchange:
         if self._guard.generation == self._decided_at_generation:
             return True
         if self._tries >= MAX_TRIES:
-            self._refuse(Fault(Reason.DECISION_UNSTABLE))
+            self.refuse(Fault(Reason.DECISION_UNSTABLE))
         else:
             self._decide()
         return False
@@ -158,7 +148,7 @@ class HttpExchange:
         self._permit = permit
         fault = self._unfit()
         if fault is not None:
-            self._refuse(fault)
+            self.refuse(fault)
             return
         self._dial = self._services.upstreams.open(permit, self._route, self)
 
@@ -169,7 +159,7 @@ class HttpExchange:
             return Fault(Reason.BODY_TOO_LARGE, f"at most {self._route.max_body} bytes")
         if head.upgrade and head.upgrade.decode("ascii") not in self._route.upgrades:
             return Fault(Reason.UPGRADE_REFUSED)
-        if head.upgrade and self._connection.has_unread:
+        if head.upgrade and self._client.has_unread:
             return Fault(Reason.UPGRADE_REFUSED, "bytes came before the upgrade was answered")
         return None
 
@@ -182,23 +172,20 @@ class HttpExchange:
             upstream.abort()
             return
         self._upstream = upstream
-        self._wait(self._route.response_timeout if self._body.done else self._services.settings.body_timeout)
-        head = self._request_head(self._permit)
-        if self._body.done:
-            upstream.request_done = True
-            upstream.write(head)
-        else:
-            upstream.write(head)
-            self._connection.hand_over()
+        self._wait(self._route.response_timeout if self._body_done else self._services.settings.body_timeout)
+        upstream.request_done = self._body_done
+        upstream.write(self._request_head(self._permit))
+        if not self._body_done:
+            self._client.take_body()
 
     def _request_head(self, permit: Permit) -> bytes:
         """What the permit allows, and who asks, from us."""
         asked, head = permit.query.request, self._head
         lines = [
             b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (asked.method.encode("ascii"), asked.target, head.authority),
-            self._connection.identity_line,
+            self._caller.line,
             b"x-sallyport-decision: %b\r\n" % permit.id.encode("ascii"),
-            VIA,
+            self._client.via,
         ]
         lines += [b"%b: %b\r\n" % field for field in head.fields]
         lines.append(trace_lines(head, self._span.context))
@@ -217,121 +204,90 @@ class HttpExchange:
         self._dial = self._upstream = None
         if self.over or self._permit is None:
             return
-        if again and not self._retried and self._body.done and self._head.length == 0 and self._request.action == "get":
+        if again and not self._retried and self._body_done and self._head.length == 0 and self._request.action == "get":
             self._retried = True
             self._dial = self._services.upstreams.open(self._permit, self._route, self, fresh=True)
             return
-        self._refuse(fault)
+        self.refuse(fault)
 
     # --- the request's body, and what a tunnel carries -------------------------------------------------
 
-    def client_sent(self, data: bytes) -> bytes:
-        """Takes what the client sent; gives back what is not this exchange's yet, or not at all."""
+    def body_came(self, payload: bytes, done: bool) -> None:
+        """A piece of the request's body, which may be empty; after `done` none comes."""
         upstream = self._upstream
-        if self._tunnel and upstream is not None:
-            upstream.write(data)
-            return b""
-        if self._head.upgrade and self._permit is not None:
-            self._refuse(Fault(Reason.UPGRADE_REFUSED, "bytes came before the upgrade was answered"))
-            return b""
-        if self._body.done or upstream is None:
-            return data
-        try:
-            return self._send_body(upstream, data)
-        except Fault as fault:
-            self._refuse(fault)
-            return b""
-
-    def _send_body(self, upstream: UpstreamConnection, data: bytes) -> bytes:
-        payload, rest, done = self._body.feed(data)
+        if upstream is None:
+            return
         self._received += len(payload)
         if self._received > self._route.max_body:
-            raise Fault(Reason.BODY_TOO_LARGE, f"at most {self._route.max_body} bytes")
-        out = payload
-        if self._head.length == CHUNKED:
-            out = (chunk(payload) if payload else b"") + (LAST_CHUNK if done else b"")
-        self._sent = True
-        upstream.request_done = done
-        if out:
-            upstream.write(out)
+            self.refuse(Fault(Reason.BODY_TOO_LARGE, f"at most {self._route.max_body} bytes"))
+            return
+        self._body_done = upstream.request_done = done
+        data = chunks(payload, done) if self._head.length == CHUNKED else payload
+        if data:
+            upstream.write(data)
         if self._status == 0:
             self._wait(self._route.response_timeout if done else self._services.settings.body_timeout)
-        return rest
+
+    def tunnel_came(self, data: bytes) -> None:
+        if self._upstream is not None:
+            self._upstream.write(data)
+
+    def spoke_early(self) -> bool:
+        """Bytes came while an answer was awaited. Behind a request to upgrade they are refused once it is permitted;
+        whether they were."""
+        if not self._head.upgrade or self._permit is None:
+            return False
+        self.refuse(Fault(Reason.UPGRADE_REFUSED, "bytes came before the upgrade was answered"))
+        return True
 
     def upstream_full(self) -> None:
         self._blocked = True
-        self._connection.pause_reading()
+        self._client.pause_reading()
 
     def upstream_drained(self) -> None:
         self._blocked = False
-        self._connection.resume_reading()
+        self._client.resume_reading()
 
     # --- the answer --------------------------------------------------------------------------------------
 
     def informational(self, head: ResponseHead) -> None:
         """Pass it on (RFC 9110 §15.2); 100 only to who asked for it."""
-        if head.status == 100 and (not self._head.expects_continue or self._body.done):
+        if head.status == 100 and (not self._head.expects_continue or self._body_done):
             return
-        self._connection.write(b"".join((status_line(head.status), *_field_lines(head), b"\r\n")))
+        self._client.inform(head)
 
     def response(self, head: ResponseHead, payload: bytes, done: bool) -> None:
         self._status = head.status
         self.due = NEVER
-        # An answer that comes before the request's end, or to an upgrade that it refuses, is the connection's last.
-        if not self._body.done or self._head.upgrade or self._services.draining:
-            self._keep = False
-        self._chunked_answer = head.length in {CHUNKED, UNTIL_CLOSE}
-        self._connection.write(self._response_head(head) + self._framed(payload, done))
         if done:
-            self._finish()
+            self._upstream = None  # it has let go of this exchange already
+        self._client.respond(head, self._decision_id(), payload, done)
 
     def response_data(self, payload: bytes, done: bool) -> None:
-        data = self._framed(payload, done)
-        if data:
-            self._connection.write(data)
         if done:
-            self._finish()
+            self._upstream = None
+        self._client.respond_more(payload, done)
 
     def upgraded(self, head: ResponseHead, data: bytes) -> None:
         self._check_upgrade(head)
         self._status, self._tunnel, self.due = 101, True, NEVER
-        lines = (status_line(101), *_field_lines(head), self._decision_line(), b"connection: upgrade\r\n")
-        self._connection.write(b"".join((*lines, b"upgrade: %b\r\n\r\n" % head.upgrade, data)))
+        self._client.switch(head, self._decision_id(), data)
 
     def tunnelled(self, data: bytes) -> None:
-        self._connection.write(data)
+        self._client.tunnel(data)
 
     def broken(self, fault: Fault) -> None:
         """Half an answer is out: only the connection's end can tell the client that it is half. A tunnel just ends."""
         self._upstream = None
         if self._tunnel:
             self._end(self._reason())
-            self._connection.close()
+            self._client.end_tunnel()
         else:
             self._end(fault.reason)
-            self._connection.abort(fault.reason)
+            self._client.abort(fault.reason)
 
-    def _response_head(self, head: ResponseHead) -> bytes:
-        lines = [status_line(head.status), *_field_lines(head), self._decision_line()]
-        if self._chunked_answer:
-            lines.append(b"transfer-encoding: chunked\r\n")
-        elif head.declared is not None:
-            lines.append(b"content-length: %d\r\n" % head.declared)
-        elif self._head.method != b"HEAD" and head.status not in {204, 304}:
-            lines.append(b"content-length: %d\r\n" % head.length)
-        if not self._keep:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        return b"".join(lines)
-
-    def _decision_line(self) -> bytes:
-        decision = self._decision.id if self._decision is not None else ""
-        return b"x-sallyport-decision: %b\r\n" % decision.encode("ascii")
-
-    def _framed(self, payload: bytes, done: bool) -> bytes:
-        if not self._chunked_answer:
-            return payload
-        return (chunk(payload) if payload else b"") + (LAST_CHUNK if done else b"")
+    def _decision_id(self) -> str:
+        return self._decision.id if self._decision is not None else ""
 
     def _check_upgrade(self, head: ResponseHead) -> None:
         """The upstream must have switched to the protocol that was decided, and prove it where the protocol can
@@ -359,41 +315,34 @@ class HttpExchange:
 
     def timed_out(self) -> None:
         """Its `due` has come: the one whose turn it was is late."""
-        late = Reason.UPSTREAM_TIMEOUT if self._body.done or self._blocked else Reason.REQUEST_TIMEOUT
-        self._refuse(Fault(late))
+        late = Reason.UPSTREAM_TIMEOUT if self._body_done or self._blocked else Reason.REQUEST_TIMEOUT
+        self.refuse(Fault(late))
 
     def _wait(self, seconds: float) -> None:
         self.due = self._services.clock.monotonic() + seconds
 
-    def _finish(self) -> None:
-        """The answer is whole. The upstream's connection has let go of this exchange already."""
-        self._upstream = None
+    def answered(self) -> None:
+        """The answer's last byte is out."""
         self._end(self._reason())
-        self._connection.answered(keep=self._keep, unread=None if self._body.done else self._body)
 
-    def _refuse(self, fault: Fault) -> None:
-        """Answer with `fault`, or end the connection where an answer has begun."""
+    def refuse(self, fault: Fault) -> None:
+        """Answer with `fault`, or end the client's side where an answer has begun."""
         if self.over:
             return
-        started, decision = self._status != 0, self._decision
-        unread = None if self._body.done else self._body
-        skippable = self._connection.can_skip(self._head, unread) and not self._sent
+        started = self._status != 0
         self._status = fault.reason.status
         self._end(fault.reason)
         if started:
-            self._connection.abort(fault.reason)
-            return
-        keep = self._keep and skippable and not self._services.draining and not self._head.upgrade
-        told = refusal(fault, decision.id if decision else "", close=not keep, head_only=self._head.method == b"HEAD")
-        self._connection.write(told)
-        self._connection.answered(keep=keep, unread=unread)
+            self._client.abort(fault.reason)
+        else:
+            self._client.refuse(fault, self._decision_id())
 
     def _reason(self) -> Reason:
         return self._decision.reasons[0] if self._decision is not None else Reason.INTERNAL
 
     def _cut(self, reason: Reason) -> None:
         self._end(reason)
-        self._connection.abort(reason)
+        self._client.abort(reason)
 
     def _end(self, reason: Reason) -> None:
         if self.over:
@@ -415,7 +364,7 @@ class HttpExchange:
         if span.recorded:
             span.set("sallyport.route", self._route.name)
             span.set("sallyport.reason", reason.code)
-            span.set("sallyport.decision", self._decision.id if self._decision is not None else "")
+            span.set("sallyport.decision", self._decision_id())
             span.set("http.request.method", self._head.method.decode("latin-1"))
             span.set("http.response.status_code", self._status)
         span.end("" if self._permit is not None and self._status < _FIRST_ERROR else reason.code)
@@ -432,10 +381,6 @@ def websocket_accept(key: bytes) -> bytes:
     """The proof that a WebSocket server read `key` (RFC 6455 §4.2.2, step 5.4)."""
     digest = hashlib.sha1(key + _WEBSOCKET_GUID, usedforsecurity=False).digest()
     return base64.b64encode(digest)
-
-
-def _field_lines(head: ResponseHead) -> list[bytes]:
-    return [b"%b: %b\r\n" % field for field in head.fields]
 
 
 def _field(fields: list[tuple[bytes, bytes]], lower: bytes) -> bytes:

@@ -269,14 +269,6 @@ def body_of(length: int, malformed: Reason) -> Body:
     return ChunkedBody(malformed) if length == CHUNKED else UntilCloseBody()
 
 
-def chunk(payload: bytes) -> bytes:
-    """`payload`, not empty, as one chunk."""
-    return b"%x\r\n%b\r\n" % (len(payload), payload)
-
-
-LAST_CHUNK = b"0\r\n\r\n"
-
-
 class _Parser(Protocol):
     """httptools' parsers."""
 

@@ -33,6 +33,21 @@ class Peer:
     certificate: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A connection's client in the forms that each of its exchanges needs: `text` is its SPIFFE ID, `line` the field
+    that tells an upstream, ready to be sent."""
+
+    peer: Peer
+    text: str
+    line: bytes
+
+    @classmethod
+    def of(cls, peer: Peer) -> Caller:
+        text = str(peer.id)
+        return cls(peer, text, b"x-sallyport-identity: %b\r\n" % text.encode("ascii"))
+
+
 def identify(certificate: bytes | None, trust_domain: str) -> Peer:
     """The identity in the proven leaf `certificate` (DER), whose chain TLS has verified.
 

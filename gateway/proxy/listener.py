@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from foundation.reasons import Reason
 from gateway.proxy.connection import ClientConnection
+from gateway.proxy.http1_connection import Http1Connection
 from gateway.proxy.services import ConnectionServices
 
 ContextProvider = Callable[[], ssl.SSLContext]
@@ -138,7 +139,7 @@ class Listener:
             raise
 
     def _connection(self) -> ClientConnection:
-        return ClientConnection(self._services, self._connections)
+        return Http1Connection(self._services, self._connections)
 
     async def _sweep(self) -> None:
         """Ends what is late. One timer for all, so that a request costs none."""

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import json
-from http import HTTPStatus
+from typing import NamedTuple
 
 from foundation.faults import Fault, problem
 from foundation.reasons import Reason
+from gateway.proxy.headers import Field
 
 _AGAIN_SOON = frozenset({Reason.OVERLOADED, Reason.RATE_LIMITED, Reason.DRAINING, Reason.DECISION_UNSTABLE})
-_PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 
 
-def status_line(status: int) -> bytes:
-    """The status line with the standard phrase: an upstream's own is not repeated."""
-    return b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b""))
+class Refusal(NamedTuple):
+    """A whole response. `fields` are in lower case, Content-Length among them."""
+
+    status: int
+    fields: list[Field]
+    body: bytes
 
 
-def refusal(fault: Fault, decision: str, *, close: bool, head_only: bool) -> bytes:
-    """The whole response. `close`: it is the connection's last. `head_only`: it answers a HEAD."""
+def refusal(fault: Fault, decision: str) -> Refusal:
+    """What tells of `fault`. `decision` is the id of the decision behind it, or empty."""
     told = problem(fault)
     if decision:
         told["decision"] = decision
     body = json.dumps(told, ensure_ascii=True, separators=(",", ":")).encode("ascii")
-    lines = [
-        status_line(fault.reason.status),
-        b"content-type: application/problem+json\r\ncache-control: no-store\r\n",
-        b"content-length: %d\r\n" % len(body),
+    fields = [
+        (b"content-type", b"application/problem+json"),
+        (b"cache-control", b"no-store"),
+        (b"content-length", b"%d" % len(body)),
     ]
     if decision:
-        lines.append(b"x-sallyport-decision: %b\r\n" % decision.encode("ascii"))
+        fields.append((b"x-sallyport-decision", decision.encode("ascii")))
     if fault.reason in _AGAIN_SOON:
-        lines.append(b"retry-after: 1\r\n")
-    if close:
-        lines.append(b"connection: close\r\n")
-    return b"".join((*lines, b"\r\n", b"" if head_only else body))
+        fields.append((b"retry-after", b"1"))
+    return Refusal(fault.reason.status, fields, body)

@@ -12,7 +12,8 @@ import httptools
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from gateway.proxy.headers import Role, role
-from gateway.proxy.http1 import CHUNKED, LAST_CHUNK, ChunkedBody, Limits, RequestReader, ResponseReader, chunk
+from gateway.proxy.http1 import CHUNKED, ChunkedBody, Limits, RequestReader, ResponseReader
+from gateway.proxy.http1_write import chunks
 from gateway.proxy.normalise import canonical
 
 _REQUESTS, _RESPONSES = RequestReader(Limits()), ResponseReader(Limits(64 << 10, 256))
@@ -62,7 +63,7 @@ def _chunks(raw: bytes) -> None:
     assert (payload, one_by_one.done) == (piece.payload, piece.done)
     if piece.done:
         whole = raw[: len(raw) - len(piece.rest)]
-        written = (chunk(piece.payload) if piece.payload else b"") + LAST_CHUNK
+        written = chunks(piece.payload, True)
         assert _llhttp(whole) == _llhttp(written) == (piece.payload, 1)
 
 

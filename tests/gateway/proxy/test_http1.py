@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
-from gateway.proxy.http1 import CHUNKED, UNTIL_CLOSE, ChunkedBody, Limits, RequestReader, ResponseReader, body_of, chunk
+from gateway.proxy.http1 import CHUNKED, UNTIL_CLOSE, ChunkedBody, Limits, RequestReader, ResponseReader, body_of
+from gateway.proxy.http1_write import chunks
 
 READER = RequestReader(Limits())
 ANSWERS = ResponseReader(Limits(64 << 10, 256))
@@ -157,7 +158,7 @@ def read_in_pieces(raw: bytes, cuts: list[int]) -> tuple[bytes, bytes, bool]:
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=6), st.binary(max_size=20), st.lists(st.integers(0, 400)))
 @settings(max_examples=300, deadline=None)
 def test_chunks_are_read_the_same_however_they_arrive(parts: list[bytes], behind: bytes, cuts: list[int]) -> None:
-    raw = b"".join(chunk(part) for part in parts) + b"0\r\n\r\n" + behind
+    raw = b"".join(chunks(part, False) for part in parts) + chunks(b"", True) + behind
     assert read_in_pieces(raw, cuts) == (b"".join(parts), behind, True)
 
 
