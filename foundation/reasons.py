@@ -276,23 +276,13 @@ class Reason(Enum):
 
     INTERNAL = _Text(500, "something went wrong on our side", "report it with the id in the response")
 
-    @property
-    def code(self) -> str:
-        """The stable name used in responses, logs, metrics and policies."""
-        return self.name.lower()
-
-    @property
-    def status(self) -> int:
-        """The HTTP status (RFC 9110 §15) that goes outward with it."""
-        return self.value.status
-
-    @property
-    def meaning(self) -> str:
-        return self.value.meaning
-
-    @property
-    def remedy(self) -> str:
-        return self.value.remedy
+    def __init__(self, status: int, meaning: str, remedy: str) -> None:
+        """`code` is the stable name used in responses, logs, metrics and policies; `status` the HTTP status (RFC 9110
+        §15) that goes outward with it."""
+        self.code = self._name_.lower()
+        self.status = status
+        self.meaning = meaning
+        self.remedy = remedy
 
     @classmethod
     def from_code(cls, code: str) -> Reason:

@@ -30,6 +30,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 
 from foundation.faults import Fault
 from foundation.fields import Fields
+from foundation.randomness import RandomBytes
 from foundation.reasons import Reason
 from foundation.trace import TraceContext
 
@@ -75,6 +76,7 @@ class Telemetry:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self._settings = settings
+        self._random = RandomBytes()
         self._provider: TracerProvider | None = None
         if exporter is not None or settings.endpoint:
             self._provider = _provider(settings, exporter or _otlp_exporter(settings.endpoint))
@@ -83,8 +85,8 @@ class Telemetry:
     def span(self, name: str, parent: TraceContext | None = None) -> RecordedSpan | SilentSpan:
         """A span below `parent`, or the first of a new trace. Use it as a context manager, or call `end`."""
         if self._provider is None:
-            return SilentSpan(parent or TraceContext.begin())
-        context = parent or TraceContext.begin()
+            return SilentSpan(parent or TraceContext.begin(self._random))
+        context = parent or TraceContext.begin(self._random)
         if not self._samples(context):
             return SilentSpan(TraceContext(context.trace_id, context.span_id, False))
         above = set_span_in_context(NonRecordingSpan(_span_context(context))) if parent else None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
+
+from foundation.randomness import RandomBytes
 
 HEADER = "traceparent"
 MAX_HEADER = 512
@@ -12,8 +13,7 @@ _HEADER = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})
 _SAMPLED = 0x01
 
 
-@dataclass(frozen=True, slots=True)
-class TraceContext:
+class TraceContext(NamedTuple):
     """One span's place. `trace_id` is 32 hex digits, `span_id` 16; neither is all zeros."""
 
     trace_id: str
@@ -32,9 +32,9 @@ class TraceContext:
         return cls(trace_id, span_id, bool(int(flags, 16) & _SAMPLED))
 
     @classmethod
-    def begin(cls, *, sampled: bool = False) -> TraceContext:
+    def begin(cls, random: RandomBytes, *, sampled: bool = False) -> TraceContext:
         """A new trace."""
-        raw = os.urandom(24).hex()
+        raw = random.take(24).hex()
         return cls(raw[:31] + "1", raw[32:47] + "1", sampled)
 
     def header(self) -> str:

@@ -33,6 +33,7 @@ class TrustTime:
 
     def __init__(self, clock: Clock, path: Path, floor: float) -> None:
         self._clock = clock
+        self.monotonic = clock.monotonic  # asked several times a request: without a call of ours in between
         self._path = path
         self._guard = threading.Lock()  # threads that write logs ask for the time too
         self._time = max(clock.now(), floor)
@@ -53,9 +54,6 @@ class TrustTime:
 
     def now(self) -> float:
         return self._raise_to(0.0)
-
-    def monotonic(self) -> float:
-        return self._clock.monotonic()
 
     async def sleep(self, seconds: float) -> None:
         await self._clock.sleep(seconds)

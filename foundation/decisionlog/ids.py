@@ -6,10 +6,10 @@ even when the clock stands or goes back.
 
 from __future__ import annotations
 
-import os
 import re
 
 from foundation.clock import Clock
+from foundation.randomness import RandomBytes
 
 _ID = re.compile(r"d-[0-9a-f]{28}", re.ASCII)
 _RANDOM_BITS = 64
@@ -20,10 +20,11 @@ class DecisionIds:
 
     def __init__(self, clock: Clock, *, after: str = "") -> None:
         self._clock = clock
+        self._random = RandomBytes()
         self._last = int(after.removeprefix("d-"), 16) if is_decision_id(after) else 0
 
     def __call__(self) -> str:
-        fresh = (int(self._clock.now() * 1000) << _RANDOM_BITS) | int.from_bytes(os.urandom(8), "big")
+        fresh = (int(self._clock.now() * 1000) << _RANDOM_BITS) | int.from_bytes(self._random.take(8), "big")
         self._last = fresh if fresh > self._last else self._last + 1
         return f"d-{self._last:028x}"
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from foundation.clock import Clock
 from foundation.fields import Fields
+from foundation.randomness import RandomBytes
 from foundation.reasons import Reason
 from foundation.telemetry import SilentSpan
 from foundation.trace import TraceContext
@@ -111,7 +112,7 @@ class ProxySpan(Protocol):
 
 def silent_span(name: str, parent: TraceContext | None) -> ProxySpan:
     """A span that nobody records."""
-    return SilentSpan(parent or TraceContext.begin())
+    return SilentSpan(parent or TraceContext.begin(RandomBytes()))
 
 
 class DecisionMaker(Protocol):
