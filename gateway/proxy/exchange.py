@@ -187,7 +187,7 @@ class HttpExchange:
             b"x-sallyport-decision: %b\r\n" % permit.id.encode("ascii"),
             self._client.via,
         ]
-        lines += [b"%b: %b\r\n" % field for field in head.fields]
+        lines.append(head.lines)
         lines.append(trace_lines(head, self._span.context))
         if head.length > 0 or (head.length == 0 and head.method not in {b"GET", b"HEAD"}):
             lines.append(b"content-length: %d\r\n" % head.length)

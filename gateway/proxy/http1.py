@@ -7,6 +7,10 @@ a neighbour of ours may not is refused here, over the raw bytes:
 - one Host, without user information or a dot at its end;
 - chunks have a plain size in hex, no extensions, and trailers are dropped.
 
+A header section that was read is remembered, within bounds and without those that carry secrets: clients send the same
+one again and again, and reading it is a good part of what a request costs. What is remembered is a pure function of the
+very same bytes.
+
 Requests are refused with their own reasons, responses with `UPSTREAM_INVALID`.
 """
 
@@ -14,7 +18,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import httptools
 
@@ -23,13 +27,20 @@ from foundation.reasons import Reason
 from gateway.proxy import headers
 from gateway.proxy.headers import Field
 
+K = TypeVar("K")
+V = TypeVar("V")
 HEAD_END = b"\r\n\r\n"
 CHUNKED = -1  # a length that the chunks tell
 UNTIL_CLOSE = -2  # a response's length that the end of the connection tells
 METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE"})
 MAX_CHUNK_LINE = 18  # sixteen hex digits and CRLF
 MAX_TRAILER_BYTES = 8192
+REMEMBERED = 1024  # heads, by each reader
+REMEMBERED_BYTES = 1024  # of the longest of them
 _BODILESS = frozenset({b"GET", b"HEAD"})
+# Request lines of which llhttp and RFC 3986 have one opinion; all others are read with their section.
+_PLAIN_LINE = re.compile(rb"(GET|HEAD|POST|PUT|PATCH|DELETE) (/[A-Za-z0-9._~!$&'()*+,=:@/?%-]*) HTTP/1\.1\r\n")
+_SECRETS = frozenset({b"authorization", b"cookie", b"set-cookie"})
 _PLAIN = bytes([9, *range(0x20, 0x7F), *range(0x80, 0x100)])
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
@@ -61,12 +72,14 @@ class RequestHead:
     traceparent: bytes
     tracestate: bytes
     fields: list[Field]
+    lines: bytes  # `fields`, as they are written
 
 
 @dataclass(slots=True)
 class ResponseHead:
     """A response's head. `length` is that of the body in bytes, `CHUNKED` or `UNTIL_CLOSE`; `declared` the
-    Content-Length that the response to a HEAD, or a 304, tells of the body that it leaves out."""
+    Content-Length that the response to a HEAD, or a 304, tells of the body that it leaves out. Shared by all that
+    answer with the same bytes: nobody changes it."""
 
     status: int
     length: int
@@ -74,6 +87,16 @@ class ResponseHead:
     upgrade: bytes
     keep_alive: bool
     fields: list[Field]
+    lines: bytes  # `fields`, as they are written
+
+
+class _Memory(dict[K, V]):
+    """What was read of small heads; the oldest gives way."""
+
+    def keep(self, key: K, value: V) -> None:
+        if len(self) >= REMEMBERED:
+            del self[next(iter(self))]
+        self[key] = value
 
 
 class RequestReader:
@@ -81,10 +104,30 @@ class RequestReader:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._sections: _Memory[tuple[bytes, bytes], _Section] = _Memory()
 
     def read(self, raw: bytes) -> RequestHead:
         """The head in `raw`, which ends with its empty line. Raises `Fault`."""
         _check_bounds(raw, self._limits)
+        line = _PLAIN_LINE.match(raw)
+        if line is None or len(raw) > REMEMBERED_BYTES:
+            return self._read(raw)
+        method, target = line.groups()
+        key = method, raw[line.end() :]
+        section = self._sections.get(key)
+        if section is not None:
+            return RequestHead(method, target, *section)
+        head = self._read(raw)
+        if not head.traceparent and _SECRETS.isdisjoint(name.lower() for name, _ in head.fields):
+            self._sections.keep(key, _section(head))
+        return head
+
+    @property
+    def remembered(self) -> int:
+        """How many sections are remembered."""
+        return len(self._sections)
+
+    def _read(self, raw: bytes) -> RequestHead:
         seen = _Seen()
         parser = httptools.HttpRequestParser(seen)
         _parse(parser, raw, Reason.REQUEST_MALFORMED)
@@ -107,9 +150,24 @@ class ResponseReader:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._heads: _Memory[tuple[bytes, bool], ResponseHead] = _Memory()
 
     def read(self, raw: bytes, method: bytes) -> ResponseHead:
         """The head in `raw`, answering a request of `method`. Raises `Fault(UPSTREAM_INVALID)`."""
+        key = raw, method == b"HEAD"
+        head = self._heads.get(key)
+        if head is None:
+            head = self._read(raw, method)
+            if len(raw) <= REMEMBERED_BYTES and _SECRETS.isdisjoint(name.lower() for name, _ in head.fields):
+                self._heads.keep(key, head)
+        return head
+
+    @property
+    def remembered(self) -> int:
+        """How many heads are remembered."""
+        return len(self._heads)
+
+    def _read(self, raw: bytes, method: bytes) -> ResponseHead:
         self.check_partial(raw)
         seen = _Seen()
         parser = httptools.HttpResponseParser(seen)
@@ -344,7 +402,31 @@ def _request_head(method: bytes, seen: _Seen) -> RequestHead:
         traceparent=control.get(b"traceparent", b""),
         tracestate=control.get(b"tracestate", b""),
         fields=passed,
+        lines=_lines(passed),
     )
+
+
+_Section = tuple[bytes, bytes, int, bytes, bool, bool, bytes, bytes, list[Field], bytes]
+
+
+def _section(head: RequestHead) -> _Section:
+    """All of `head` that follows from its method and its header section."""
+    return (
+        head.host,
+        head.authority,
+        head.length,
+        head.upgrade,
+        head.expects_continue,
+        head.keep_alive,
+        head.traceparent,
+        head.tracestate,
+        head.fields,
+        head.lines,
+    )
+
+
+def _lines(fields: list[Field]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % field for field in fields])
 
 
 def _length(control: dict[bytes, bytes], ambiguous: Reason) -> int | None:
@@ -396,4 +478,5 @@ def _response_head(status: int, persistent: bool, fields: list[Field], method: b
         upgrade=control.get(b"upgrade", b"").lower() if b"upgrade" in connection else b"",
         keep_alive=persistent and b"close" not in connection,
         fields=passed,
+        lines=_lines(passed),
     )

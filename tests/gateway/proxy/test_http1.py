@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
-from gateway.proxy.http1 import CHUNKED, UNTIL_CLOSE, ChunkedBody, Limits, RequestReader, ResponseReader, body_of
+from gateway.proxy.http1 import (
+    CHUNKED,
+    REMEMBERED,
+    REMEMBERED_BYTES,
+    UNTIL_CLOSE,
+    ChunkedBody,
+    Limits,
+    RequestHead,
+    RequestReader,
+    ResponseReader,
+    body_of,
+)
 from gateway.proxy.http1_write import chunks
 
 READER = RequestReader(Limits())
@@ -211,3 +222,79 @@ def test_a_length_is_taken_at_its_word(length: int, raw: bytes, cut: int) -> Non
     assert payload == raw[:length]
     assert payload + rest == raw
     assert body.done is (len(raw) >= length)
+
+
+def reading_of(reader: RequestReader, raw: bytes) -> RequestHead | tuple[Reason, str]:
+    try:
+        return reader.read(raw)
+    except Fault as fault:
+        return fault.reason, fault.detail
+
+
+LINES = st.sampled_from(
+    [
+        *(b"%b /a/b?c=%%20d HTTP/1.1" % method for method in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS")),
+        b"GET  / HTTP/1.1",
+        b"GET / HTTP/1.0",
+        b"GET http://a/ HTTP/1.1",
+        b"POST /a\x01 HTTP/1.1",
+        b"GET /other HTTP/1.1",
+        b"get / HTTP/1.1",
+    ]
+)
+SECTIONS = st.lists(
+    st.sampled_from(
+        [
+            b"Host: a",
+            b"Host: b:1",
+            b"Content-Length: 3",
+            b"Content-Length: 03",
+            b"Transfer-Encoding: chunked",
+            b"Connection: close",
+            b"Connection: upgrade",
+            b"Upgrade: websocket",
+            b"Expect: 100-continue",
+            b"Authorization: Bearer x",
+            b"traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            b"A: b",
+            b" folded",
+            b"X-Forwarded-For: 1.1.1.1",
+        ]
+    ),
+    max_size=4,
+)
+
+
+@given(st.lists(st.tuples(LINES, SECTIONS), min_size=1, max_size=12))
+def test_what_is_remembered_of_a_section_is_what_reading_it_would_say(heads: list[tuple[bytes, list[bytes]]]) -> None:
+    remembering = RequestReader(Limits())
+    for line, section in heads:
+        raw = b"\r\n".join((line, *section)) + b"\r\n\r\n"
+        assert reading_of(remembering, raw) == reading_of(RequestReader(Limits()), raw)
+
+
+def test_sections_with_secrets_are_not_remembered() -> None:
+    reader, answers = RequestReader(Limits()), ResponseReader(Limits())
+    for line in (b"Authorization: Bearer s3cret", b"cookie: s3cret"):
+        reader.read(with_lines(line))
+    answers.read(b"HTTP/1.1 200 OK\r\nSet-Cookie: s3cret\r\n\r\n", b"GET")
+    assert not reader.remembered
+    assert not answers.remembered
+    reader.read(with_lines(b"A: b"))
+    assert reader.remembered == 1
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    reader = RequestReader(Limits())
+    for number in range(REMEMBERED + 10):
+        reader.read(with_lines(b"A: %d" % number))
+    reader.read(with_lines(b"A: " + b"a" * REMEMBERED_BYTES))
+    assert reader.remembered == REMEMBERED
+
+
+@pytest.mark.parametrize("method", [b"HEAD", b"GET"])
+def test_a_remembered_answer_is_that_to_the_same_method(method: bytes) -> None:
+    reader, raw = ResponseReader(Limits()), b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n"
+    for each in (b"GET", b"HEAD", b"GET"):
+        reader.read(raw, each)
+    assert reader.read(raw, method) == ResponseReader(Limits()).read(raw, method)
