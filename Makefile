@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:/usr/sbin:$(PATH)
 PACKAGES := foundation pki policies gateway agent
 
-.PHONY: help setup demo test check format generate bench profile attacks-proof fuzz clean
+.PHONY: help setup demo test check format generate bench profile attacks-proof fuzz differential clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -46,6 +46,9 @@ attacks-proof: setup ## take out each defence, one at a time, and require that i
 
 fuzz: setup ## fuzz each parser for longer; SECONDS_EACH=60
 	@$(BIN)/python -m tests.fuzz.run --seconds $(or $(SECONDS_EACH),60)
+
+differential: setup ## broken requests against five real servers, for longer; CASES=300000 SEED=…
+	@$(BIN)/python -m tests.support.differential --cases $(or $(CASES),300000) $(if $(SEED),--seed $(SEED))
 
 clean: ## remove what these targets made, but for .venv
 	@rm -rf .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
