@@ -1,5 +1,5 @@
-"""The differential method: what a gateway passes on of any bytes, every real server behind it takes for exactly what was
-authorised.
+"""The differential method: what a gateway passes on of any bytes, every real server behind it takes for exactly what
+was authorised.
 
 For each mutant the gateway refuses, or forwards; what it forwards is in its one plain form (`StrictUpstream`), and is
 what the decision's record says. Those bytes, with one request behind them that would show a server out of step, go to
