@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -79,9 +79,10 @@ class DecisionEntry:
     """One decision for the record. `at` is seconds since the Unix epoch; `reasons` are codes; `target` is the request
     target as it was authorised. Texts are empty where they do not apply.
 
-    input: makes the frozen input as one JSON object, the part that policy can read; None when policy was not asked. It
-    is called at most once, and not at all when an entry of the same `input_key` is at hand to refer to. Equal keys
-    therefore mean equal inputs; an empty key is never shared.
+    input: the part of the frozen input that policy can read, as one JSON object; None when policy was not asked. An
+    entry of the same `input_key` may be referred to instead: equal keys mean equal inputs; an empty key is never
+    shared. facts: what a denial rests on where that is no part of the input, as plain JSON values. cut: the decision by
+    which a stream ran that this one ended.
     critical: the route refuses rather than go unrecorded. lost: set by the recorder when the entry was not kept.
     """
 
@@ -96,8 +97,10 @@ class DecisionEntry:
     grant: str
     numbers: SnapshotNumbers
     critical: bool = False
-    input: Callable[[], bytes] | None = None
+    input: bytes | None = None
     input_key: bytes = b""
+    facts: Mapping[str, Any] | None = None
+    cut: str = ""
     lost: bool = field(default=False, init=False)
 
 

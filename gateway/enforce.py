@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from foundation.decisionlog.masking import Mask
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.files import write_atomic
@@ -40,8 +41,10 @@ class Floor(NamedTuple):
 class Enforcer:
     """Implements `gateway.follow.LoadPolicy`."""
 
-    def __init__(self, settings: PolicySettings, key: VerifyingKey, floor_file: Path) -> None:
+    def __init__(self, settings: PolicySettings, key: VerifyingKey, floor_file: Path, mask: Mask | None = None) -> None:
+        """`mask` is for what the record keeps of questions."""
         self._settings = settings
+        self._mask = mask
         self._key = key
         self._floor_file = floor_file
 
@@ -50,7 +53,7 @@ class Enforcer:
         floor = read_floor(self._floor_file)
         loaded = await asyncio.to_thread(verify, published.bundle, self._key, floor.number - 1)
         _check_above(floor, loaded)
-        engine = await load_engine(loaded.compiled, self._settings)
+        engine = await load_engine(loaded.compiled, self._settings, mask=self._mask)
         try:
             await asyncio.to_thread(write_floor, self._floor_file, Floor(loaded.number, loaded.digest))
         except BaseException:

@@ -31,6 +31,7 @@ from foundation.bearer import BearerVerifier
 from foundation.callers import CertificateCallers, LocalCallers
 from foundation.clock import SystemClock
 from foundation.decisionlog.log import DecisionLog
+from foundation.decisionlog.masking import Mask
 from foundation.decisionlog.settings import DecisionLogSettings
 from foundation.faults import Fault
 from foundation.files import make_private_folder
@@ -175,6 +176,7 @@ class _Base:
     telemetry: Telemetry
     time: TrustTime
     audit: MerkleAuditLog
+    mask: Mask
     decisions: DecisionLog
     metrics: GatewayMetrics
     policy_key: VerifyingKey
@@ -246,10 +248,11 @@ class Orchestrator:
         audit = await MerkleAuditLog.open(settings.audit, time)
         stack.push_async_callback(audit.close)
         metrics = GatewayMetrics(telemetry.registry)
-        decisions = await DecisionLog.open(settings.decisions, time, audit, metrics.dropped)
+        mask = Mask.open(settings.system.state / "decision-mask.key")
+        decisions = await DecisionLog.open(settings.decisions, time, audit, metrics.dropped, mask)
         stack.push_async_callback(decisions.close)
         policy_key = parse_verifying_key(_read(settings.policy_key_file))
-        return _Base(telemetry, time, audit, decisions, metrics, policy_key)
+        return _Base(telemetry, time, audit, mask, decisions, metrics, policy_key)
 
     async def _open_source(self, stack: AsyncExitStack, base: _Base) -> _Source:
         settings = self._settings.authority
@@ -305,7 +308,7 @@ class Orchestrator:
         store.listen(registry.changed)
         base.metrics.watch(store, registry, lambda: base.time.behind)
         state = settings.system.state
-        enforcer = Enforcer(settings.policy, base.policy_key, state / "policy.floor")
+        enforcer = Enforcer(settings.policy, base.policy_key, state / "policy.floor", base.mask)
         is_here = isinstance(settings.authority, AuthoritySections)
         kept = None if is_here else KeptFacts(state / "facts", store.present, base.time)
         follower = Follower(source.feed, store, enforcer, base.audit, base.time, kept)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from foundation.clock import Clock
 from foundation.ports import DecisionEntry, DecisionRecorder
-from gateway.proxy.record import frozen, input_key
 from policies.model import Decision, Denial, Query
 
 
@@ -17,7 +16,7 @@ def recording(recorder: DecisionRecorder, clock: Clock) -> Callable[[Decision], 
 
 def entry_of(decision: Decision, at: float) -> DecisionEntry:
     """`at` is seconds since the Unix epoch."""
-    query = decision.query
+    query, asked = decision.query, decision.input
     return DecisionEntry(
         id=decision.id,
         at=at,
@@ -29,8 +28,9 @@ def entry_of(decision: Decision, at: float) -> DecisionEntry:
         target=_target(query),
         grant="" if isinstance(decision, Denial) else decision.grant,
         numbers=decision.numbers,
-        input=None if query is None else lambda: frozen(query),
-        input_key=b"" if query is None else input_key(query, decision.numbers),
+        input=None if asked is None else asked.document,
+        input_key=b"" if asked is None else asked.key,
+        facts=decision.facts if isinstance(decision, Denial) else None,
     )
 
 

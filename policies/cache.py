@@ -73,4 +73,5 @@ class DecisionCache:
 
 def _size(key: bytes, answer: Answer) -> int:
     obligations = sum(len(repr(obligation)) for obligation in answer.obligations)
-    return _OVERHEAD + len(key) + len(answer.grant) + obligations
+    kept = len(answer.input.document) if answer.input is not None else 0
+    return _OVERHEAD + len(key) + len(answer.grant) + obligations + kept

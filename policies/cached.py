@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from foundation.decisionlog.masking import Mask
 from policies.cache import DecisionCache
 from policies.engine import DECISION_ENTRYPOINT, CompiledPolicy, PolicyEngine
-from policies.model import Answer, Query
+from policies.frozen import Freezer
+from policies.model import Answer, FrozenInput, Query
 from policies.projector import Projector
 
 
 class CachedEngine:
     """Implements `policies.engine.PolicyEngine` over `engine`, which must have `compiled` loaded."""
 
-    def __init__(self, engine: PolicyEngine, compiled: CompiledPolicy, cache: DecisionCache) -> None:
+    def __init__(
+        self, engine: PolicyEngine, compiled: CompiledPolicy, cache: DecisionCache, mask: Mask | None = None
+    ) -> None:
+        """`mask` is for what the record keeps of a question."""
         self._engine = engine
         self._cache = cache
         self._key = Projector(compiled.digest, DECISION_ENTRYPOINT, compiled.reads).key
+        self._freeze = Freezer(compiled.reads, mask or Mask.forgetful())
         self._flights: dict[bytes, asyncio.Future[Answer | None]] = {}
 
     def peek(self, query: Query) -> Answer | None:
@@ -28,7 +35,7 @@ class CachedEngine:
     async def decide(self, query: Query) -> Answer:
         key = self._key(query)
         if key is None:
-            return await self._engine.decide(query)
+            return await self._ask(b"", query)
         while True:
             answer = self._cache.get(key, query.now)
             if answer is not None:
@@ -40,8 +47,8 @@ class CachedEngine:
             if answer is not None:
                 return answer
 
-    async def explain(self, query: Query) -> Mapping[str, Any]:
-        return await self._engine.explain(query)
+    async def explain(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        return await self._engine.explain(asked)
 
     async def close(self) -> None:
         self._cache.clear()
@@ -53,9 +60,14 @@ class CachedEngine:
         flight = self._flights[key] = asyncio.get_running_loop().create_future()
         answer = None
         try:
-            answer = await self._engine.decide(query)
+            answer = await self._ask(key, query)
             self._cache.put(key, answer)
         finally:
             del self._flights[key]
             flight.set_result(answer)
         return answer
+
+    async def _ask(self, key: bytes, query: Query) -> Answer:
+        """The engine's answer, with what the record keeps of the question: encoded once for all who ask it."""
+        answer = await self._engine.decide(query)
+        return replace(answer, input=FrozenInput(key, self._freeze(query)))

@@ -35,8 +35,9 @@ class PolicyEngine(Protocol):
         """The answer when it is at hand without waiting (cached); None when `decide` must be awaited."""
         ...
 
-    async def explain(self, query: Query) -> Mapping[str, Any]:
-        """The document of the explain entrypoint: near misses and what each lacks. Uncached. Raises `Fault`."""
+    async def explain(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The document of the explain entrypoint: near misses and what each lacks. `asked` is an `input`, or what the
+        record kept of one. Uncached. Raises `Fault`."""
         ...
 
     async def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from foundation.clock import Clock, SystemClock
+from foundation.decisionlog.masking import Mask
 from policies.cache import DecisionCache
 from policies.cached import CachedEngine
 from policies.engine import CompiledPolicy, PolicyEngine
@@ -13,12 +14,15 @@ from policies.settings import PolicySettings
 from policies.wasm import WasmEngine
 
 
-async def load_engine(compiled: CompiledPolicy, settings: PolicySettings, clock: Clock | None = None) -> CachedEngine:
-    """An engine with this policy loaded, and its cache. Raises `Fault(ENGINE_FAILED)` when it cannot be loaded and
-    `Fault(ENGINE_UNREACHABLE)` when the server of engine `opa` cannot be reached."""
+async def load_engine(
+    compiled: CompiledPolicy, settings: PolicySettings, clock: Clock | None = None, mask: Mask | None = None
+) -> CachedEngine:
+    """An engine with this policy loaded, and its cache. `mask` is for what the record keeps of questions. Raises
+    `Fault(ENGINE_FAILED)` when it cannot be loaded and `Fault(ENGINE_UNREACHABLE)` when the server of engine `opa`
+    cannot be reached."""
     engine: PolicyEngine
     if settings.engine == "opa":
         engine = await OpaServerEngine.load(compiled, settings, clock or SystemClock())
     else:
         engine = await asyncio.to_thread(WasmEngine, compiled, settings)
-    return CachedEngine(engine, compiled, DecisionCache(settings.cache))
+    return CachedEngine(engine, compiled, DecisionCache(settings.cache), mask)

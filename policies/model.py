@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
-from foundation.identifiers import SpiffeId
-from foundation.identity import AttestationClass, IdentityRecord, Posture, SnapshotNumbers, State, Verdict
+from foundation.identity import IdentityRecord, Posture, SnapshotNumbers
 from foundation.reasons import Reason
 
 FOREVER = float("inf")
@@ -81,32 +80,6 @@ class Query:
             document["target"] = _identity(self.target, self.target_posture)
         return document
 
-    @classmethod
-    def from_input(cls, document: Mapping[str, Any]) -> Query:
-        """The question that a recorded `input` answers to, for replay and explanation: policy sees the same document
-        again. Raises `KeyError`, `TypeError`, `ValueError` or `Fault` when it is not one."""
-        request, target = document["request"], document.get("target")
-        record, posture = _read_identity(document["identity"])
-        target_record, target_posture = _read_identity(target) if target is not None else (None, None)
-        return cls(
-            now=int(document["now"]),
-            identity=record,
-            posture=posture,
-            route=document["route"],
-            request=CanonicalRequest(
-                request["method"],
-                request["action"],
-                request["host"],
-                tuple(request["path"]),
-                tuple((name, value) for name, value in request["query"]),
-                request["upgrade"],
-                b"",
-            ),
-            staleness=Staleness(document["staleness"]),
-            target=target_record,
-            target_posture=target_posture,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Obligation:
@@ -116,25 +89,38 @@ class Obligation:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
+class FrozenInput(NamedTuple):
+    """What the record keeps of a question: the part of `input` that policy can read, as one JSON object. Equal keys
+    mean equal documents; an empty key equals none."""
+
+    key: bytes
+    document: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An engine's answer, parsed. `deadline` is when the deciding grant ends, in seconds since the Unix epoch."""
+    """An engine's answer, parsed. `deadline` is when the deciding grant ends, in seconds since the Unix epoch. `input`
+    is what was asked, for the record: no part of what is answered."""
 
     allow: bool
     reasons: tuple[Reason, ...]
     grant: str = ""
     deadline: float = FOREVER
     obligations: tuple[Obligation, ...] = ()
+    input: FrozenInput | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """A refusal. `reasons` begins with the one that goes outward."""
+    """A refusal. `reasons` begins with the one that goes outward. `facts` are what it rests on where that is no part of
+    `input`, for people: plain JSON values by name (`policies.explain` has a sentence for each)."""
 
     id: str
     query: Query | None
     reasons: tuple[Reason, ...]
     numbers: SnapshotNumbers
+    input: FrozenInput | None = field(default=None, compare=False, repr=False)
+    facts: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def reason(self) -> Reason:
@@ -144,7 +130,7 @@ class Denial:
 class Permit:
     """Permission for exactly this query, until `deadline`. Only `judge` can make one."""
 
-    __slots__ = ("deadline", "grant", "id", "numbers", "obligations", "query", "reasons")
+    __slots__ = ("deadline", "grant", "id", "input", "numbers", "obligations", "query", "reasons")
 
     def __init__(
         self,
@@ -163,6 +149,7 @@ class Permit:
         self.reasons = answer.reasons
         self.grant = answer.grant
         self.obligations = answer.obligations
+        self.input = answer.input
         self.deadline = deadline
         self.numbers = numbers
 
@@ -177,9 +164,10 @@ def judge(decision_id: str, query: Query, answer: Answer, trust_deadline: float,
     that has ended by `now` denies with `GRANT_EXPIRED`: policy names the grant's end and need not read the clock.
     """
     if not answer.allow:
-        return Denial(decision_id, query, answer.reasons, numbers)
+        return Denial(decision_id, query, answer.reasons, numbers, answer.input)
     if answer.deadline <= query.now:
-        return Denial(decision_id, query, (Reason.GRANT_EXPIRED,), numbers)
+        ended = {"grant": answer.grant, "grant_ended": answer.deadline}
+        return Denial(decision_id, query, (Reason.GRANT_EXPIRED,), numbers, answer.input, ended)
     deadline = min(answer.deadline, trust_deadline)
     return Permit(_SEAL, decision_id=decision_id, query=query, answer=answer, deadline=deadline, numbers=numbers)
 
@@ -228,22 +216,6 @@ def _obligation(value: object) -> Obligation:
     if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
         raise TypeError
     return Obligation(value["kind"], {key: item for key, item in value.items() if key != "kind"})
-
-
-def _read_identity(document: Mapping[str, Any]) -> tuple[IdentityRecord, Posture]:
-    record = IdentityRecord(
-        SpiffeId.parse(document["id"]),
-        State.ACTIVE,  # what policy was asked about
-        0,
-        roles=tuple(document["roles"]),
-        tier=document["tier"],
-        region=document["region"],
-        site=document["site"],
-        segment=document["segment"],
-        labels=document["labels"],
-        versions=document["versions"],
-    )
-    return record, Posture(AttestationClass(document["attestation"]), Verdict(document["verdict"]))
 
 
 def _identity(record: IdentityRecord, posture: Posture) -> dict[str, Any]:

@@ -82,15 +82,15 @@ class OpaServerEngine:
 
     async def decide(self, query: Query) -> Answer:
         try:
-            return parse_answer(await self._ask(DECISION_ENTRYPOINT, query))
+            return parse_answer(await self._ask(DECISION_ENTRYPOINT, query.to_input()))
         except Fault as fault:
             return Answer(False, (fault.reason,))
 
     def peek(self, query: Query) -> Answer | None:
         return None
 
-    async def explain(self, query: Query) -> Mapping[str, Any]:
-        document = await self._ask(EXPLAIN_ENTRYPOINT, query)
+    async def explain(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        document = await self._ask(EXPLAIN_ENTRYPOINT, asked)
         if not isinstance(document, dict):
             raise Fault(Reason.ENGINE_ANSWER_INVALID, "the explanation is not an object")
         return document
@@ -104,8 +104,8 @@ class OpaServerEngine:
         finally:
             await self._client.close_connection()
 
-    async def _ask(self, entrypoint: str, query: Query) -> object:
-        result = await self._evaluate(entrypoint, query.to_input())
+    async def _ask(self, entrypoint: str, asked: Mapping[str, Any]) -> object:
+        result = await self._evaluate(entrypoint, asked)
         if "mark" not in result:
             self._reload()
             raise Fault(Reason.ENGINE_FAILED, "the server has lost the policy")

@@ -63,15 +63,15 @@ class WasmEngine:
     def decide_now(self, query: Query) -> Answer:
         """As `decide`, for callers that are not asynchronous."""
         try:
-            return parse_answer(self._evaluate(DECISION_ENTRYPOINT, query))
+            return parse_answer(self._evaluate(DECISION_ENTRYPOINT, query.to_input()))
         except Fault as fault:
             return Answer(False, (fault.reason,))
 
     def peek(self, query: Query) -> Answer | None:
         return None
 
-    async def explain(self, query: Query) -> Mapping[str, Any]:
-        document = self._evaluate(EXPLAIN_ENTRYPOINT, query)
+    async def explain(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        document = self._evaluate(EXPLAIN_ENTRYPOINT, asked)
         if not isinstance(document, dict):
             raise Fault(Reason.ENGINE_ANSWER_INVALID, "the explanation is not an object")
         return document
@@ -89,9 +89,9 @@ class WasmEngine:
         self._module.close()
         self._engine.close()
 
-    def _evaluate(self, entrypoint: str, query: Query) -> object:
+    def _evaluate(self, entrypoint: str, asked: Mapping[str, Any]) -> object:
         try:
-            document = _to_json(query.to_input()).encode()
+            document = _to_json(asked).encode()
         except ValueError as error:
             raise Fault(Reason.ENGINE_FAILED, "the query is not JSON in UTF-8") from error
         return self.evaluate(entrypoint, document)

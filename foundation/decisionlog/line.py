@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from json.encoder import encode_basestring_ascii as quoted
+from typing import Any
 
 from foundation.ports import DecisionEntry
 
@@ -10,10 +13,12 @@ MAX_TEXT = 8192
 MAX_INPUT_BYTES = 64 * 1024
 OMITTED = b'{"omitted":"too large"}'
 ID_PREFIX = '{"id":"'
+CUT_PREFIX = b',"cut":"'
 
 
-def encode(entry: DecisionEntry, input_part: bytes) -> bytes:
-    """The line, newline included. `input_part` is what `with_input`, `like` or nothing gives."""
+def encode(entry: DecisionEntry, parts: bytes) -> bytes:
+    """The line, newline included. `parts` is what `with_input` or `like`, and `with_facts` or `with_cut` give, or
+    nothing."""
     policy, revocations, postures, inventory = entry.numbers
     allow, reasons = "true" if entry.allow else "false", '","'.join(entry.reasons)
     head = (
@@ -22,13 +27,23 @@ def encode(entry: DecisionEntry, input_part: bytes) -> bytes:
         f'"method":{_text(entry.method)},"target":{_text(entry.target)},"grant":{_text(entry.grant)},'
         f'"numbers":[{policy},{revocations},{postures},{inventory}]'
     )
-    return b"%s%s}\n" % (head.encode("ascii"), input_part)
+    return b"%s%s}\n" % (head.encode("ascii"), parts)
 
 
 def with_input(document: bytes) -> bytes:
     """The part that holds a frozen input; newlines inside JSON are only ever white space."""
     kept = document if len(document) <= MAX_INPUT_BYTES else OMITTED
     return b',"input":' + (kept.replace(b"\n", b" ") if b"\n" in kept else kept)
+
+
+def with_facts(facts: Mapping[str, Any]) -> bytes:
+    """The part that holds what a denial rests on."""
+    return b',"facts":%s' % json.dumps(facts, separators=(",", ":")).encode("ascii")
+
+
+def with_cut(decision_id: str) -> bytes:
+    """The part that says which stream this decision ended: the one that ran by `decision_id`."""
+    return b'%s%s"' % (CUT_PREFIX, decision_id.encode("ascii"))
 
 
 def like(decision_id: str) -> bytes:

@@ -4,6 +4,7 @@ Laws held here:
 - one write per turn of the event loop, without fsync: a crash of the machine may lose the newest, a crash of the
   process none that was handed over;
 - a decision of a critical route that was not kept is a fault to whoever is about to act on it; others are counted;
+- of a request target the query is kept as a keyed hash: credentials travel there;
 - disk use is bounded: the oldest closed segments are dropped, counted, and named in the audit log;
 - a closed segment's SHA-256 goes into the audit log before the segment is compressed.
 """
@@ -20,7 +21,8 @@ from foundation.clock import Clock
 from foundation.decisionlog import find as finder
 from foundation.decisionlog.closing import SegmentCloser
 from foundation.decisionlog.ids import DecisionIds
-from foundation.decisionlog.line import encode, like, with_input
+from foundation.decisionlog.line import encode, like, with_cut, with_facts, with_input
+from foundation.decisionlog.masking import Mask
 from foundation.decisionlog.segments import ActiveSegment, mend, newest_id
 from foundation.decisionlog.settings import DecisionLogSettings
 from foundation.faults import Fault
@@ -38,12 +40,13 @@ class DecisionLog:
     were not kept or are gone. Belongs to one event loop; close it before the audit log."""
 
     def __init__(
-        self, settings: DecisionLogSettings, clock: Clock, audit: AuditLog, on_drop: Callable[[int], None]
+        self, settings: DecisionLogSettings, clock: Clock, audit: AuditLog, on_drop: Callable[[int], None], mask: Mask
     ) -> None:
         self.ids = DecisionIds(clock)
         self.dropped = 0
         self._settings = settings
         self._on_drop = on_drop
+        self._mask = mask
         self._closer = SegmentCloser(settings, audit, self._count)
         self._loop = asyncio.get_running_loop()
         self._entries: list[DecisionEntry] = []
@@ -62,11 +65,13 @@ class DecisionLog:
         clock: Clock,
         audit: AuditLog,
         on_drop: Callable[[int], None] = lambda count: None,
+        mask: Mask | None = None,
     ) -> DecisionLog:
         """Open the log in its folder, and close what a crash left open. `on_drop` is told how many decisions were
-        dropped. Raises `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE | CONFLICT)`."""
+        dropped; `mask` hides what follows the `?` of a target. Raises `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE |
+        CONFLICT)`."""
         make_private_folder(settings.directory)
-        log = cls(settings, clock, audit, on_drop)
+        log = cls(settings, clock, audit, on_drop, mask or Mask.forgetful())
         try:
             log._take_lock()
             for path in await asyncio.to_thread(mend, settings.directory):
@@ -85,7 +90,7 @@ class DecisionLog:
             return
         if len(self._lines) >= MAX_BUFFERED:
             self._hand_over()
-        self._lines.append(encode(entry, self._input_part(entry)))
+        self._lines.append(self._line(entry))
         self._entries.append(entry)
         if not self._scheduled:
             self._scheduled = True
@@ -118,6 +123,16 @@ class DecisionLog:
             os.close(self._lock)
             self._lock = -1
 
+    def _line(self, entry: DecisionEntry) -> bytes:
+        if "?" in entry.target:
+            entry.target = self._mask.target(entry.target)
+        parts = self._input_part(entry)
+        if entry.facts:
+            parts += with_facts(entry.facts)
+        if entry.cut:
+            parts += with_cut(entry.cut)
+        return encode(entry, parts)
+
     def _input_part(self, entry: DecisionEntry) -> bytes:
         if entry.input is None:
             return b""
@@ -125,12 +140,11 @@ class DecisionLog:
         known = self._inputs.get(key) if key else None
         if known is not None:
             return like(known)
-        part = with_input(entry.input())
         if key:
             if len(self._inputs) >= MAX_SHARED_INPUTS:
                 del self._inputs[next(iter(self._inputs))]
             self._inputs[key] = entry.id
-        return part
+        return with_input(entry.input)
 
     def _end_of_turn(self) -> None:
         self._scheduled = False

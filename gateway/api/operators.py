@@ -12,7 +12,6 @@ from foundation.reasons import Reason
 from gateway.snapshot import SnapshotStore
 from gateway.streams.registry import Registry
 from policies.explain import Explanation, explanation
-from policies.model import Query
 
 MAX_LISTED = 1000
 
@@ -73,10 +72,6 @@ class OperatorsApi:
     async def _explained(self, record: Mapping[str, Any]) -> Explanation:
         """By the policy in force now, which says so when it would decide otherwise."""
         policy, asked = self._store.current.policy, record.get("input")
-        if policy is None or asked is None:
+        if policy is None or not isinstance(asked, dict):
             return explanation(record)
-        try:
-            query = Query.from_input(asked)
-        except (KeyError, TypeError, ValueError, Fault):
-            return explanation(record)  # only a part of the input was kept
-        return explanation(record, await policy.engine.explain(query))
+        return explanation(record, await policy.engine.explain({"now": int(record["at"]), **asked}))

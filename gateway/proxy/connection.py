@@ -12,6 +12,7 @@ from foundation.reasons import Reason
 from foundation.tls import peer_certificate
 from gateway.proxy.client import Client
 from gateway.proxy.exchange import NEVER, HttpExchange
+from gateway.proxy.grounds import no_request
 from gateway.proxy.http1 import RequestHead
 from gateway.proxy.identify import Caller, identify
 from gateway.proxy.normalise import canonical
@@ -112,7 +113,7 @@ class ClientConnection(asyncio.Protocol):
     def _record_refusal(self, fault: Fault, method: bytes, target: bytes, then: Callable[[Refusal], None]) -> None:
         """Put on record that something is no request, or has no route; `then` tells it."""
         services = self.services
-        decision = services.decider.refuse(fault.reason)
+        decision = services.decider.refuse(fault.reason, no_request(fault))
 
         def answer(unrecorded: Fault | None) -> None:
             told = unrecorded or fault

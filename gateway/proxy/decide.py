@@ -15,12 +15,15 @@ Steps 1 to 5 rest on no policy: no revision of it, and no break-glass, can leave
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 from foundation.clock import Clock
 from foundation.identity import AttestationClass, Posture, State, Verdict
 from foundation.reasons import Reason
 from gateway.fleet.staleness import StalenessSettings, staleness
+from gateway.proxy import grounds
 from gateway.proxy.identify import Peer
 from gateway.proxy.oblige import Obligations
 from gateway.snapshot import Snapshot, SnapshotStore
@@ -30,6 +33,7 @@ from policies.model import FOREVER, CanonicalRequest, Decision, Denial, Query, j
 from policies.routes import Route
 
 MAX_TRIES = 3
+NO_FACTS: Mapping[str, Any] = MappingProxyType({})
 NO_POSTURE = Posture(AttestationClass.NONE, Verdict.PASSED)
 
 
@@ -68,16 +72,17 @@ class Decider:
         """The decision on `request`, whose `exchange` is registered. Raises nothing but cancellation."""
         return self._conclude(await self._settle(peer, request, route, exchange), peer, route, exchange)
 
-    def refuse(self, reason: Reason) -> Denial:
+    def refuse(self, reason: Reason, facts: Mapping[str, Any] = NO_FACTS) -> Denial:
         """A denial of what never became a question, such as a request that matches no route."""
-        return Denial(self._decision_id(), None, (reason,), self._store.current.numbers)
+        return Denial(self._decision_id(), None, (reason,), self._store.current.numbers, facts=facts)
 
     def _conclude(self, decision: Decision, peer: Peer, route: Route, exchange: Exchange) -> Decision:
         if isinstance(decision, Denial):
             return decision
         unmet = self._obligations.unmet(decision)
         if unmet is not None:
-            return Denial(decision.id, decision.query, (unmet,), decision.numbers)
+            facts = grounds.unmet(decision)
+            return Denial(decision.id, decision.query, (unmet,), decision.numbers, decision.input, facts)
         request = decision.query.request
         exchange.permitted(decision, lambda: self._settle(peer, request, route, exchange))
         return decision
@@ -107,7 +112,9 @@ class Decider:
         query = None if record is None else Query(int(now), record, posture, route.name, request, age)
         refusal = refusal_by_fixed_rule(snapshot, peer, posture, attested_until, now)
         if refusal is not None or query is None or snapshot.policy is None:
-            return Denial(self._decision_id(), query, (refusal or Reason.IDENTITY_UNKNOWN,), snapshot.numbers)
+            reason = refusal or Reason.IDENTITY_UNKNOWN
+            facts = grounds.grounds(reason, snapshot, peer, posture, attested_until)
+            return Denial(self._decision_id(), query, (reason,), snapshot.numbers, facts=facts)
         return snapshot.policy.engine, query, min(peer.not_after, attested_until, next_age)
 
 

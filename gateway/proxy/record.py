@@ -7,16 +7,12 @@ written once.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable
-from functools import partial
-from hashlib import blake2b
 
 from foundation.faults import Fault
-from foundation.identity import SnapshotNumbers
 from foundation.ports import DecisionEntry, DecisionRecorder
-from policies.model import Decision, Denial, Query
+from policies.model import Decision, Denial
 from policies.routes import Route, RouteClass
 
 Then = Callable[[Fault | None], None]
@@ -60,7 +56,7 @@ def entry_of(
     decision: Decision, identity: str, method: bytes, target: bytes, route: Route | None, at: float
 ) -> DecisionEntry:
     """The entry that says what was decided on whose request. `at` is seconds since the Unix epoch."""
-    query, denied = decision.query, isinstance(decision, Denial)
+    denied, asked = isinstance(decision, Denial), decision.input
     return DecisionEntry(
         id=decision.id,
         at=at,
@@ -73,22 +69,7 @@ def entry_of(
         grant="" if isinstance(decision, Denial) else decision.grant,
         numbers=decision.numbers,
         critical=route is not None and route.route_class is RouteClass.CRITICAL,
-        input=None if query is None else partial(frozen, query),
-        input_key=b"" if query is None else input_key(query, decision.numbers),
+        input=None if asked is None else asked.document,
+        input_key=b"" if asked is None else asked.key,
+        facts=decision.facts if isinstance(decision, Denial) else None,
     )
-
-
-def frozen(query: Query) -> bytes:
-    """The input as policy saw it, as one JSON object."""
-    return json.dumps(query.to_input(), separators=(",", ":"), sort_keys=True).encode()
-
-
-def input_key(query: Query, numbers: SnapshotNumbers) -> bytes:
-    """Equal for equal inputs alone: with the same numbers an identity's facts are the same. The target comes last, and
-    nothing before it holds a space."""
-    request, (policy, revocations, postures, inventory) = query.request, numbers
-    facts = (
-        f"{policy} {revocations} {postures} {inventory} {query.now} {query.identity.id} {query.route} "
-        f"{query.staleness.value} {request.method} {request.host} {request.upgrade} "
-    )
-    return blake2b(facts.encode() + request.target, digest_size=16).digest()

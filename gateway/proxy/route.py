@@ -32,7 +32,7 @@ class RouteTable:
                 route = self._longest(prefixes, self._depths[host], request.path)
                 if route is not None:
                     return route
-        raise Fault(Reason.ROUTE_UNKNOWN)
+        raise Fault(Reason.ROUTE_UNKNOWN, f"host {request.host}")
 
     def _add(self, route: Route) -> None:
         host = route.host.lower()

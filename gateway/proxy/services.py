@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from foundation.clock import Clock
 from foundation.fields import Fields
@@ -124,7 +124,7 @@ class DecisionMaker(Protocol):
 
     async def decide(self, peer: Peer, request: CanonicalRequest, route: Route, exchange: Exchange) -> Decision: ...
 
-    def refuse(self, reason: Reason) -> Denial: ...
+    def refuse(self, reason: Reason, facts: Mapping[str, Any] = ...) -> Denial: ...
 
 
 @dataclass(slots=True)

@@ -105,7 +105,7 @@ async def test_what_is_no_answer_is_a_denial_and_never_kept(load: Load, decision
 
 
 async def test_the_explanation_is_a_document(load: Load) -> None:
-    assert await (await load(small())).explain(ALLOWED) == {"roles": ["agent"], "text": "r at 1800000000"}
+    assert await (await load(small())).explain(ALLOWED.to_input()) == {"roles": ["agent"], "text": "r at 1800000000"}
 
 
 @pytest.mark.parametrize("text", ["\0", "é", "😀", '"\\', "\u2028", "\x7f", "a" * 5000])
@@ -136,7 +136,7 @@ async def test_all_agree_on_what_is_explained(load: Load) -> None:
     policy = compiled_starter()
     engine, reference = await load(policy), WasmEngine(policy, PolicySettings(decision_timeout=5.0))
     for asked in _queries(random.Random(4), 30):
-        assert await engine.explain(asked) == await reference.explain(asked)
+        assert await engine.explain(asked.to_input()) == await reference.explain(asked.to_input())
     reference.stop()
 
 

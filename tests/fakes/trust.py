@@ -45,7 +45,7 @@ class FakeEngine:
         self.asked.append(query)
         return self.answer(query)
 
-    async def explain(self, query: Query) -> Mapping[str, Any]:
+    async def explain(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         return {}
 
     async def close(self) -> None:

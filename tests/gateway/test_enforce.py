@@ -36,7 +36,7 @@ async def test_an_enforced_revision_raises_the_floor(tmp_path: Path) -> None:
 
 
 async def test_one_that_does_not_load_raises_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(*_: object) -> None:
+    async def broken(*_: object, **__: object) -> None:
         raise Fault(Reason.ENGINE_FAILED)
 
     floor = tmp_path / "floor"
@@ -59,7 +59,7 @@ async def test_a_damaged_floor_is_not_forgotten(tmp_path: Path) -> None:
 
 
 async def test_publishing_tries_out_what_gateways_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(*_: object) -> None:
+    async def broken(*_: object, **__: object) -> None:
         raise Fault(Reason.ENGINE_FAILED)
 
     assert await try_out(bundle(7), KEY.public_key(), SETTINGS) == 7

@@ -48,7 +48,7 @@ def record_of(engine: WasmEngine, asked: Query) -> dict[str, Any]:
 
 
 def explain(engine: WasmEngine, asked: Query) -> Explanation:
-    return explanation(record_of(engine, asked), asyncio.run(engine.explain(asked)))
+    return explanation(record_of(engine, asked), asyncio.run(engine.explain(asked.to_input())))
 
 
 def test_a_permit_names_its_grant_and_needs_no_remedy(engine: WasmEngine) -> None:
@@ -134,7 +134,7 @@ def test_without_policy_the_reason_speaks_for_itself(engine: WasmEngine) -> None
 
 def test_a_policy_that_changed_its_mind_is_told(engine: WasmEngine) -> None:
     record = {**record_of(engine, query()), "allow": False, "reasons": ["no_grant"]}
-    found = explanation(record, asyncio.run(engine.explain(query())))
+    found = explanation(record, asyncio.run(engine.explain(query().to_input())))
     assert "the policy in force now would answer otherwise: granted" in found.sentences
 
 

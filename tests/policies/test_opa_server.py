@@ -48,7 +48,7 @@ async def engine(settings: PolicySettings) -> AsyncIterator[OpaServerEngine]:
 async def test_it_answers_and_explains(engine: OpaServerEngine) -> None:
     found = await engine.decide(ALLOWED)
     assert (found.allow, found.grant, found.deadline) == (True, "g1", 2_000_000_000.5)
-    assert await engine.explain(ALLOWED) == {"roles": ["agent"], "text": "r at 1800000000"}
+    assert await engine.explain(ALLOWED.to_input()) == {"roles": ["agent"], "text": "r at 1800000000"}
     assert engine.peek(ALLOWED) is None
 
 
@@ -74,7 +74,7 @@ async def test_modules_load_in_whatever_order_they_need(settings: PolicySettings
     chain = {f"m{number}.rego": _link(number) for number in range(6)}
     policy = compile_policy({**one("decision := data.chain0.f(input.route)"), **chain}, {}, CompileSettings())
     made = await OpaServerEngine.load(policy, settings, ManualClock())
-    assert await made._ask("sallyport/decision", ALLOWED) == "r"
+    assert await made._ask("sallyport/decision", ALLOWED.to_input()) == "r"
     await made.close()
 
 

@@ -185,6 +185,6 @@ def test_data_is_loaded_once() -> None:
 
 async def test_the_explanation_is_a_document() -> None:
     with wasm(small()) as engine:
-        assert await engine.explain(ALLOWED) == {"roles": ["agent"], "text": "r at 1800000000"}
+        assert await engine.explain(ALLOWED.to_input()) == {"roles": ["agent"], "text": "r at 1800000000"}
     with wasm(compiled("decision := 1\nexplained if input.x")) as engine:
-        assert await engine.explain(ALLOWED) == {}
+        assert await engine.explain(ALLOWED.to_input()) == {}

@@ -1,0 +1,115 @@
+"""What the record keeps of a question: the part of `input` that policy can read, masked where the schema says so.
+
+Laws held here:
+- what policy cannot read is not kept;
+- of a leaf that the schema marks `"masked": true` a keyed hash is kept, never the value (`foundation.decisionlog.
+  masking`);
+- what was kept answers for a policy that reads no more than that (`covers`): any other reads what is not there.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path as File
+from typing import Any
+
+from foundation.decisionlog.masking import Mask
+from policies.model import Query
+from policies.projection import Path, Reads
+
+_SCHEMA = File(__file__).with_name("rego") / "schemas" / "input.json"
+_to_json = json.JSONEncoder(allow_nan=False, sort_keys=True, separators=(",", ":")).encode
+
+
+class Freezer:
+    """Makes the kept part of a question for one compiled policy, which can read `reads`."""
+
+    def __init__(self, reads: Reads, mask: Mask) -> None:
+        self._reads = reads
+        self._mask = mask
+        self._masked = tuple(path for path in masked_paths() if _meets(path, reads))
+
+    def __call__(self, query: Query) -> bytes:
+        """One JSON object. What is no JSON leaves none of it."""
+        document = kept_part(query.to_input(), self._reads)
+        for path in self._masked:
+            document = _masked(document, path, self._mask)
+        try:
+            return _to_json(document).encode()
+        except (ValueError, TypeError):
+            return b'{"omitted":"not JSON"}'
+
+
+def kept_part(document: Mapping[str, Any], reads: Iterable[Path]) -> dict[str, Any]:
+    """What of `document` a policy can see by reading `reads`, in its place."""
+    kept: dict[str, Any] = {}
+    for path in reads:
+        _copy(document, kept, path)
+    return kept
+
+
+def covers(kept: Reads, reads: Reads) -> bool:
+    """Whether what was kept of a question for a policy that reads `kept` is all that one which reads `reads` can see
+    of it. A masked leaf is not: of it only equality is known."""
+    hidden = masked_paths()
+    return all(
+        any(path[: len(whole)] == whole for whole in kept) and not any(_overlap(path, mask) for mask in hidden)
+        for path in reads
+    )
+
+
+@functools.cache
+def masked_paths() -> Reads:
+    """The places of `input` that its schema marks as masked."""
+    schema = json.loads(_SCHEMA.read_bytes())
+    return tuple(sorted(_marked(schema, schema, ())))
+
+
+def _marked(schema: Mapping[str, Any], node: Mapping[str, Any], path: Path) -> Iterator[Path]:
+    if "$ref" in node:
+        node = {**schema["$defs"][node["$ref"].removeprefix("#/$defs/")], **node}
+    if node.get("masked") is True:
+        yield path
+        return
+    for name, below in node.get("properties", {}).items():
+        yield from _marked(schema, below, (*path, name))
+
+
+def _meets(path: Path, reads: Reads) -> bool:
+    return any(_overlap(path, read) for read in reads)
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    """Whether one place is, or is below, the other."""
+    shared = min(len(one), len(other))
+    return one[:shared] == other[:shared]
+
+
+def _copy(source: Any, target: dict[str, Any], path: Path) -> None:
+    """Copy what stands at `path`, and the presence of what stands above it."""
+    if not path:
+        target.update(source)
+        return
+    *above, last = path
+    for key in above:
+        source = source.get(key)
+        if not isinstance(source, Mapping):
+            return
+        target = target.setdefault(key, {})
+    if last in source:
+        target[last] = source[last]
+
+
+def _masked(value: Any, path: Path, mask: Mask) -> Any:
+    """`value` with every leaf at or below `path` masked."""
+    if path:
+        if not isinstance(value, Mapping) or path[0] not in value:
+            return value
+        return {**value, path[0]: _masked(value[path[0]], path[1:], mask)}
+    if isinstance(value, Mapping):
+        return {key: _masked(item, (), mask) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(item, (), mask) for item in value]
+    return mask.value(value)
