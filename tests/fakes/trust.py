@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import AttestationClass, IdentityRecord, Posture, State, Verdict
 from foundation.reasons import Reason
-from policies.model import FOREVER, Answer, CanonicalRequest, Query
+from policies.model import FOREVER, Answer, CanonicalRequest, FrozenInput, Query
 
 TRUST_DOMAIN = "fleet.example"
 ALLOW = Answer(True, (Reason.GRANTED,), "g-1", FOREVER)
@@ -39,11 +41,14 @@ class FakeEngine:
         self.asked: list[Query] = []
 
     def peek(self, query: Query) -> Answer | None:
-        return self.answer(query) if self.cached else None
+        return self._with_input(query) if self.cached else None
 
     async def decide(self, query: Query) -> Answer:
         self.asked.append(query)
-        return self.answer(query)
+        return self._with_input(query)
+
+    def _with_input(self, query: Query) -> Answer:
+        return replace(self.answer(query), input=FrozenInput(b"", json.dumps(query.to_input()).encode()))
 
     async def explain(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         return {}

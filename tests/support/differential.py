@@ -132,7 +132,7 @@ def check_authorised(outcome: Outcome) -> None:
     for entry, (forwarded, _) in zip(permitted, outcome.messages, strict=False):
         assert (entry.method, entry.target) == (forwarded.method, forwarded.target)
         assert entry.input is not None
-        asked = json.loads(entry.input())["request"]
+        asked = json.loads(entry.input)["request"]
         assert forwarded.host.rpartition(":")[0] in {asked["host"], ""} or forwarded.host == asked["host"]
         assert asked["method"] == forwarded.method
 
