@@ -101,7 +101,7 @@ profile = "development"
 state = "{state}"
 
 [storage]
-url = "sqlite+aiosqlite:///{state}/sallyport.db"
+url = "sqlite:///{state}/sallyport.db"
 # More than one gateway: url = "postgresql+asyncpg://sallyport@db.internal/sallyport", password_file = "…"
 
 [audit]

@@ -16,10 +16,10 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import bindparam, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from foundation.clock import Clock
 from foundation.ports import AuditEvent, AuditLog
+from foundation.storage.connection import Connection
 from foundation.storage.database import Database
 from pki.tables import numbers
 
@@ -48,7 +48,7 @@ _TAKE = (
 class Work:
     """A write transaction under way. `now` is when it began, in seconds since the Unix epoch."""
 
-    connection: AsyncConnection
+    connection: Connection
     now: float
     events: list[AuditEvent] = field(default_factory=list)
 
@@ -86,12 +86,12 @@ class Books:
         else:  # together, so that they share one write to disk; they are taken in this order
             await asyncio.gather(*(self._audit.append(event) for event in events))
 
-    def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
+    def reading(self) -> AbstractAsyncContextManager[Connection]:
         """One consistent view of the tables."""
         return self._database.reading()
 
 
-async def read_numbers(connection: AsyncConnection) -> dict[Part, int]:
+async def read_numbers(connection: Connection) -> dict[Part, int]:
     """The last number of every part."""
     rows = await connection.execute(select(numbers.c.part, numbers.c.value))
     return {Part(row.part): row.value for row in rows}

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Select, or_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from foundation.clock import Clock
 from foundation.identifiers import SpiffeId
@@ -28,6 +27,7 @@ from foundation.identity import (
     Revocation,
     SnapshotNumbers,
 )
+from foundation.storage.connection import Connection
 from foundation.storage.database import Database
 from pki.books import Part, read_numbers
 from pki.entries import posture_of, record_of
@@ -135,14 +135,14 @@ def _continues(since: SnapshotNumbers, latest: SnapshotNumbers) -> bool:
     return same_restore and all(a <= b for a, b in zip(since, latest, strict=True))
 
 
-async def _latest(connection: AsyncConnection) -> Cursor:
+async def _latest(connection: Connection) -> Cursor:
     found = await read_numbers(connection)
     return Cursor(
         found[Part.POLICY], found[Part.REVOCATIONS], found[Part.POSTURES], found[Part.INVENTORY], found[Part.DEADLINES]
     )
 
 
-async def _read_after(connection: AsyncConnection, cursor: Cursor, latest: Cursor, fresh_at: float) -> Batch:
+async def _read_after(connection: Connection, cursor: Cursor, latest: Cursor, fresh_at: float) -> Batch:
     """The next page of each part that moved. Revocations come first, all of them: nothing that they
     forbid is told before."""
     changes: list[Change] = []

@@ -12,12 +12,12 @@ from typing import Any
 
 from sqlalchemy import Select, bindparam, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from foundation.faults import Fault
 from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import AttestationClass, State, Verdict
 from foundation.reasons import Reason
+from foundation.storage.connection import Connection
 from pki.books import Books, Part, Work
 from pki.entries import (
     Attested,
@@ -182,7 +182,7 @@ class Inventory:
             return await read_entry(work.connection, identity)
 
 
-async def read_entry(connection: AsyncConnection, identity: SpiffeId) -> Entry:
+async def read_entry(connection: Connection, identity: SpiffeId) -> Entry:
     """Raises `Fault(INVENTORY_UNKNOWN)`."""
     row = (await connection.execute(_ONE, {"wanted": str(identity)})).first()
     if row is None:
@@ -190,9 +190,7 @@ async def read_entry(connection: AsyncConnection, identity: SpiffeId) -> Entry:
     return Entry.of(row)
 
 
-async def read_claim(
-    connection: AsyncConnection, identity: SpiffeId, ek_sha256: bytes
-) -> tuple[Entry, SpiffeId | None]:
+async def read_claim(connection: Connection, identity: SpiffeId, ek_sha256: bytes) -> tuple[Entry, SpiffeId | None]:
     """The entry of `identity`, and whose the TPM of `ek_sha256` is so far. Raises `Fault(INVENTORY_UNKNOWN)`."""
     rows = (await connection.execute(_CLAIM, {"wanted": str(identity), "ek": ek_sha256 or None})).all()
     entries = [Entry.of(row) for row in rows]
@@ -260,14 +258,14 @@ async def add_entry(work: Work, expected: Expected, actor: str, line: int = 1) -
     return await read_entry(work.connection, expected.id)
 
 
-async def is_known(connection: AsyncConnection, identity: SpiffeId) -> bool:
+async def is_known(connection: Connection, identity: SpiffeId) -> bool:
     """Whether the inventory has an entry of this name."""
     return (
         await connection.execute(select(identities.c.id).where(identities.c.id == str(identity)))
     ).first() is not None
 
 
-async def _holder(connection: AsyncConnection, ek_sha256: bytes) -> SpiffeId | None:
+async def _holder(connection: Connection, ek_sha256: bytes) -> SpiffeId | None:
     row = (await connection.execute(_by_ek(ek_sha256).with_only_columns(identities.c.id))).first()
     return SpiffeId.parse(row.id) if row else None
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from foundation.faults import Fault
 from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
+from foundation.storage.connection import Connection
 from pki.books import Books, Work
 from pki.tables import answers, certificates
 
@@ -143,7 +143,7 @@ class Ledger:
             return len(gone)
 
 
-async def read_certificate(connection: AsyncConnection, serial: str) -> Certificate:
+async def read_certificate(connection: Connection, serial: str) -> Certificate:
     """Raises `Fault(NOT_FOUND)`."""
     row = (await connection.execute(select(certificates).where(certificates.c.serial == serial))).first()
     if row is None:

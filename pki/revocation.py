@@ -14,12 +14,12 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from sqlalchemy import Select, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from foundation.faults import Fault
 from foundation.identifiers import SpiffeId
 from foundation.identity import Revocation, State
 from foundation.reasons import Reason
+from foundation.storage.connection import Connection
 from pki.books import Books, Part, Work, read_numbers
 from pki.entries import Entry
 from pki.inventory import FACT, is_known, read_entry, write
@@ -205,7 +205,7 @@ async def _merge(work: Work, lost: Revocation, actor: str) -> int:
 _UNKNOWN_END = 253402300799  # 9999-12-31T23:59:59Z
 
 
-async def _known(connection: AsyncConnection, serial: str) -> Revocation | None:
+async def _known(connection: Connection, serial: str) -> Revocation | None:
     row = (await connection.execute(select(revocations).where(revocations.c.serial == serial))).first()
     return revocation_of(row) if row else None
 

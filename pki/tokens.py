@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, bindparam, func, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from foundation.faults import Fault
 from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
+from foundation.storage.connection import Connection
 from foundation.wire.enrolment import Token
 from pki.books import Books, Work
 from pki.entries import Expected, check_enrollable
@@ -173,7 +173,7 @@ def _came_to_nothing(row: Row[Any], now: float) -> bool:
     return row.state == Step.ABANDONED.value or (row.state == Step.RESERVED.value and late)
 
 
-async def _read(connection: AsyncConnection, token_id: bytes) -> Row[Any] | None:
+async def _read(connection: Connection, token_id: bytes) -> Row[Any] | None:
     """The token's row with `state` and `reserved_at` of the certificate it was spent on."""
     return (await connection.execute(_ONE, {"wanted": token_id})).first()
 

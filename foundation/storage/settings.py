@@ -10,8 +10,8 @@ from sqlalchemy.exc import ArgumentError
 
 from foundation.fields import Fields
 
-DEFAULT_URL = "sqlite+aiosqlite:////var/lib/sallyport/sallyport.db"
-DRIVERS = ("sqlite+aiosqlite", "postgresql+asyncpg")
+DEFAULT_URL = "sqlite:////var/lib/sallyport/sallyport.db"
+DRIVERS = ("sqlite", "postgresql+asyncpg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def _checked_url(fields: Fields) -> str:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
-        raise fields.fault("url", "expected sqlite+aiosqlite:///path or postgresql+asyncpg://host/name") from None
+        raise fields.fault("url", "expected sqlite:///path or postgresql+asyncpg://host/name") from None
     if url.drivername not in DRIVERS:
         raise fields.fault("url", f"expected one of the drivers {', '.join(DRIVERS)}")
     if url.password is not None:

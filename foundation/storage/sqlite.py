@@ -1,75 +1,180 @@
-"""A SQLite connection that changes threads only for what may wait.
+"""SQLite in a file: SQLAlchemy's plain engine, which changes threads only for what may wait.
 
-Handing a call to a thread and back costs several times what SQLite needs for a small statement, and SQLAlchemy makes
-four calls for each. Inside a transaction a statement waits for nobody: the write lock is held, and readers of a
-write-ahead log are never blocked. So only the steps that wait for a lock or the disk go to the connection's thread:
-opening, `BEGIN IMMEDIATE`, and the end of a write transaction. All else runs where it is called.
+Handing a call to a thread and back costs more than SQLite needs for a small statement, and an asynchronous driver does
+it several times for each. Inside a transaction a statement waits for nobody: the write lock is held, and readers of a
+write-ahead log are never blocked. So only what waits goes to a thread: opening the file, `BEGIN IMMEDIATE` while
+another process writes, and the commit, which waits for the disk. All else runs where it is called.
 
-While the thread has work (a caller may have been cancelled there), every call queues behind it: order is never lost.
+Laws held here:
+- a connection is used by one thread at a time: whoever gave it to the thread waits until it is back, cancelled or not;
+- a connection that goes back to the pool has no transaction.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import sqlite3
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
 
-import aiosqlite
+from sqlalchemy import Connection, CursorResult, Engine, Executable, QueuePool, create_engine, event
+from sqlalchemy.pool import ConnectionPoolEntry
 
-_CHUNK = 64  # rows; aiosqlite's own default
+from foundation.faults import Fault
+from foundation.files import SECRET_MODE, check_secret_mode, make_private_folder
+from foundation.reasons import Reason
+from foundation.storage.settings import StorageSettings
+
+_PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF")
+_T = TypeVar("_T")
 
 
-class SqliteConnection(aiosqlite.Connection):
-    """What `aiosqlite.connect` returns, with fewer changes of thread."""
+class SqliteBackend:
+    """Implements `foundation.storage.connection.Backend`. Make one with `open`."""
 
-    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
-        super().__init__(connector, _CHUNK)
-        self._thread.daemon = True
-        self._writing = False
-        self._sent = 0  # counted by the event loop's thread alone
-        self._done = 0  # counted by the connection's thread alone
+    def __init__(self, engine: Engine, settings: StorageSettings) -> None:
+        self._engine = engine
+        self._wait_ms = int(settings.wait * 1000)
+        self._wait = settings.wait
+        # Never more are asked of the pool than it holds: it would stop the event loop to wait.
+        self._free = asyncio.Semaphore(settings.connections)
+        self._thread = ThreadPoolExecutor(1, "sqlite")
 
-    async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # aiosqlite passes every call through here.
-        open_, waits = self._running and self._connection is not None, self._waits(fn, args)
-        if open_ and not waits and self._sent == self._done:
-            return fn(*args, **kwargs)
-        self._sent += 1
-        call = super()._execute(self._counted, fn, *args, **kwargs)  # type: ignore[no-untyped-call]  # it has no types
-        return await call
-
-    def _waits(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-        name = fn.__name__
-        if name.startswith("execute"):
-            return self._statement_waits(str(args[0]))
-        if name in ("commit", "rollback"):
-            ends, self._writing = self._writing, False
-            return ends
-        return getattr(fn, "__self__", None) is self._connection and name != "cursor"
-
-    def _statement_waits(self, sql: str) -> bool:
-        if sql == "BEGIN":
-            return False
-        if sql == "BEGIN IMMEDIATE":
-            self._writing = True
-            return True
-        return self._connection is None or not self._connection.in_transaction
-
-    def _counted(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    @classmethod
+    async def open(cls, settings: StorageSettings) -> SqliteBackend:
+        """Open the file, making it (0600, in a folder of mode 0700) where it is missing. Raises
+        `Fault(SETTING_INVALID | FILE_MODE_UNSAFE | FILE_UNREADABLE)` and what the driver raises."""
+        if sqlite3.threadsafety != 3:
+            raise RuntimeError("this SQLite was built without serialised threading")
+        name = settings.parsed_url.database
+        if not name or name == ":memory:":
+            raise Fault(Reason.SETTING_INVALID, "name a file", field="storage.url")
+        _make_private_file(Path(name))
+        backend = cls(_engine(settings), settings)
         try:
-            return fn(*args, **kwargs)
+            # Whoever opens first may have to recover from a crash; while this one is open nobody has to again.
+            await backend._apart(lambda: backend._engine.connect().close())
+        except BaseException:
+            await backend.close()
+            raise
+        return backend
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[SqliteConnection]:
+        async with self._connection() as connection:
+            driver = _driver(connection)
+            if not self._begin_at_once(driver):
+                await self._apart(lambda: driver.execute("BEGIN IMMEDIATE"))
+            yield SqliteConnection(connection, self._apart)
+            await self._apart(driver.commit)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[SqliteConnection]:
+        async with self._connection() as connection:
+            _driver(connection).execute("BEGIN")
+            yield SqliteConnection(connection, self._apart)
+
+    async def close(self) -> None:
+        await self._apart(self._engine.dispose)  # the last connection writes the log back into the file
+        self._thread.shutdown(wait=False)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        """A connection of the pool, which rolls back what is under way when it comes back."""
+        try:
+            async with asyncio.timeout(self._wait):
+                await self._free.acquire()
+        except TimeoutError:
+            raise Fault(Reason.STORAGE_FAILED, "every connection is in use") from None
+        try:
+            with self._engine.connect() as connection:
+                yield connection
         finally:
-            self._done += 1
+            self._free.release()
+
+    def _begin_at_once(self, driver: sqlite3.Connection) -> bool:
+        """Take the write lock where it is free, which it is when we are the only process."""
+        driver.execute("PRAGMA busy_timeout=0")
+        try:
+            driver.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                raise
+            return False
+        finally:
+            driver.execute(f"PRAGMA busy_timeout={self._wait_ms}")
+        return True
+
+    async def _apart(self, work: Callable[[], _T]) -> _T:
+        """Run `work` in the thread, and wait for its end even when cancelled."""
+        future = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        cancelled: asyncio.CancelledError | None = None
+        while not future.done():
+            try:
+                await asyncio.wait((future,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            future.exception()  # seen; the caller has given up
+            raise cancelled
+        return future.result()
 
 
-def connect_sqlite(database: str, **options: Any) -> SqliteConnection:
-    """As `aiosqlite.connect`: await it. The options are those of `sqlite3.connect`."""
+class SqliteConnection:
+    """Implements `foundation.storage.connection.Connection`: nothing here waits, but for `run_sync`."""
 
-    def connector() -> sqlite3.Connection:
-        # The two threads take turns, and SQLite itself serialises (sqlite3.threadsafety is 3 or it is refused here).
-        made: sqlite3.Connection = sqlite3.connect(database, **options | {"check_same_thread": False})
-        return made
+    def __init__(self, connection: Connection, apart: Callable[[Callable[[], Any]], Any]) -> None:
+        self._connection = connection
+        self._apart = apart
 
-    if sqlite3.threadsafety != 3:
-        raise RuntimeError("this SQLite was built without serialised threading")
-    return SqliteConnection(connector)
+    async def execute(self, statement: Executable, parameters: Any = None, /) -> CursorResult[Any]:
+        return self._connection.execute(statement, parameters)
+
+    async def scalar(self, statement: Executable, parameters: Any = None, /) -> Any:
+        return self._connection.scalar(statement, parameters)
+
+    async def run_sync(self, work: Callable[[Connection], _T], /) -> _T:
+        result: _T = await self._apart(lambda: work(self._connection))
+        return result
+
+
+def _engine(settings: StorageSettings) -> Engine:
+    engine = create_engine(
+        settings.parsed_url,
+        hide_parameters=True,
+        poolclass=QueuePool,
+        pool_size=settings.connections,
+        max_overflow=0,
+        # The driver would begin transactions by its own rules, after the first read: too late to compare and swap.
+        connect_args={"timeout": settings.wait, "check_same_thread": False, "isolation_level": None},
+    )
+    event.listen(engine, "connect", _prepare)
+    return engine
+
+
+def _prepare(connection: Any, _entry: ConnectionPoolEntry) -> None:
+    for pragma in _PRAGMAS:
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _driver(connection: Connection) -> sqlite3.Connection:
+    driver = connection.connection.dbapi_connection
+    if not isinstance(driver, sqlite3.Connection):
+        raise TypeError("not a connection of SQLite")
+    return driver
+
+
+def _make_private_file(path: Path) -> None:
+    make_private_folder(path.absolute().parent)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, SECRET_MODE)
+    except OSError as error:
+        raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
+    try:
+        check_secret_mode(path, os.fstat(descriptor))
+    finally:
+        os.close(descriptor)

@@ -22,7 +22,7 @@ counter = Table("counter", tables, Column("id", Integer, primary_key=True), Colu
 
 
 def sqlite(folder: Path) -> StorageSettings:
-    return StorageSettings(url=f"sqlite+aiosqlite:///{folder / 'test.db'}")
+    return StorageSettings(url=f"sqlite:///{folder / 'test.db'}")
 
 
 BACKENDS = [pytest.param(sqlite, id="sqlite")]

@@ -17,7 +17,7 @@ from foundation.storage.settings import StorageSettings
 
 
 def at(path: Path) -> StorageSettings:
-    return StorageSettings(url=f"sqlite+aiosqlite:///{path}")
+    return StorageSettings(url=f"sqlite:///{path}")
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ async def test_what_is_no_database_is_a_fault(tmp_path: Path) -> None:
     "url",
     [
         "mysql://h/d",
-        "sqlite:///x",
+        "sqlite+aiosqlite:///x",
         "nonsense",
         "postgresql+asyncpg://user:secret@h/d",
     ],

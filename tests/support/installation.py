@@ -166,7 +166,7 @@ async def installation(
     make_private_folder(folder)
     clock, audit = ManualClock(time.time()), MemoryAuditLog()
     settings = AuthoritySettings(TRUST_DOMAIN, folder / "authority")
-    database = await Database.open(StorageSettings(url=f"sqlite+aiosqlite:///{folder}/sallyport.db"))
+    database = await Database.open(StorageSettings(url=f"sqlite:///{folder}/sallyport.db"))
     try:
         await initialise(settings, database, audit, clock)
         authority = await Authority.open(settings, database, audit, clock)

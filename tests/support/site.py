@@ -70,7 +70,7 @@ async def open_site(folder: Path) -> AsyncIterator[Site]:
 
 
 def storage_url(folder: Path) -> str:
-    return f"sqlite+aiosqlite:///{folder}/sallyport.db"
+    return f"sqlite:///{folder}/sallyport.db"
 
 
 def new_spki() -> bytes:
