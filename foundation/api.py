@@ -25,7 +25,7 @@ from typing import Any
 from aiohttp import web
 
 from foundation.clock import Clock, SystemClock
-from foundation.faults import Fault, problem
+from foundation.faults import Fault, problem, retry_after
 from foundation.fields import Fields
 from foundation.ports import ApiAuthorizer, Caller
 from foundation.reasons import Reason
@@ -38,7 +38,6 @@ NO_BODY = 0
 MAX_JSON_BYTES = 64 * 1024
 RECHECK_SECONDS = 0.05  # how often, at most, an open stream asks again whether it may go on
 _NAME = re.compile(r"[a-z][a-z-]*(\.[a-z][a-z-]*)?", re.ASCII)
-_RETRY_AFTER = {Reason.RATE_LIMITED: 1, Reason.OVERLOADED: 1, Reason.DRAINING: 1, Reason.ENROLMENT_RATE_LIMITED: 10}
 _log = logging.getLogger("sallyport.api")
 
 
@@ -273,8 +272,9 @@ def _problem(fault: Fault, request_id: str) -> web.Response:
     body = problem(fault)
     body["instance"] = f"urn:sallyport:request:{request_id}"
     response = web.json_response(body, status=fault.reason.status, content_type="application/problem+json")
-    if fault.reason in _RETRY_AFTER:
-        response.headers["Retry-After"] = str(_RETRY_AFTER[fault.reason])
+    again = retry_after(fault.reason)
+    if again:
+        response.headers["Retry-After"] = str(again)
     return response
 
 

@@ -61,3 +61,15 @@ def problem(fault: Fault) -> Problem:
     if fault.field:
         body["field"] = fault.field
     return body
+
+
+_AGAIN_SOON = frozenset({Reason.OVERLOADED, Reason.RATE_LIMITED, Reason.DRAINING, Reason.DECISION_UNSTABLE})
+_PASSING = frozenset({429, 503})
+
+
+def retry_after(reason: Reason) -> int:
+    """In how many seconds it is worth asking again (RFC 9110 §10.2.3): 0 where asking again is no remedy. Every answer
+    of status 429 or 503 tells it."""
+    if reason.status not in _PASSING:
+        return 0
+    return 1 if reason in _AGAIN_SOON else 10

@@ -91,7 +91,9 @@ class Reason(Enum):
     URI_TOO_LONG = _Text(414, "the request target is too long", "send a shorter target")
     BODY_TOO_LARGE = _Text(413, "the body is larger than the route allows", "send a smaller body")
     REQUEST_TIMEOUT = _Text(408, "the request did not arrive in time", "send it faster")
-    UPGRADE_REFUSED = _Text(400, "the upgrade is not allowed here", "upgrade to websocket on a route that allows it")
+    UPGRADE_REFUSED = _Text(
+        400, "the upgrade is not allowed here", "ask for a protocol that the route names, with no body"
+    )
     EXPECTATION_UNKNOWN = _Text(417, "the expectation is not 100-continue", "drop the Expect header")
 
     # --- Upstreams and capacity -----------------------------------------------------------------------

@@ -205,11 +205,6 @@ def sort(fields: Iterable[Field], ambiguous: Reason) -> Sorted:
     return Sorted(passed, control)
 
 
-def is_token(text: bytes) -> bool:
-    """Whether `text` is a token (RFC 9110 §5.6.2)."""
-    return _TOKEN.fullmatch(text) is not None
-
-
 def tokens(value: bytes) -> list[bytes]:
     """The members of a comma-separated list (RFC 9110 §5.6.1), in lower case."""
     return [each for part in value.split(b",") if (each := part.strip(b" \t").lower())]

@@ -44,6 +44,8 @@ _SECRETS = frozenset({b"authorization", b"cookie", b"set-cookie"})
 _PLAIN = bytes([9, *range(0x20, 0x7F), *range(0x80, 0x100)])
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
+# RFC 9110 §7.8: a name, and it may be a version.
+_PROTOCOL = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}(?:/[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64})?")
 _HOST = re.compile(rb"(?P<name>[a-z0-9_](?:[a-z0-9_.-]{0,252}[a-z0-9_])?|\[[0-9a-f:.]{2,45}\])(?::[1-9][0-9]{0,4})?")
 
 
@@ -396,7 +398,7 @@ def _request_head(method: bytes, seen: _Seen) -> RequestHead:
         host=host["name"],
         authority=authority,
         length=length or 0,
-        upgrade=_upgrade(control, connection, method),
+        upgrade=_upgrade(control, connection, method, length),
         expects_continue=_expects_continue(control, length),
         keep_alive=b"close" not in connection,
         traceparent=control.get(b"traceparent", b""),
@@ -443,15 +445,17 @@ def _length(control: dict[bytes, bytes], ambiguous: Reason) -> int | None:
     return int(length)
 
 
-def _upgrade(control: dict[bytes, bytes], connection: list[bytes], method: bytes) -> bytes:
-    """The protocol asked for (RFC 9110 §7.8): Upgrade and `Connection: upgrade` both, one protocol, on a GET, whose
-    body is empty already."""
+def _upgrade(control: dict[bytes, bytes], connection: list[bytes], method: bytes, length: int | None) -> bytes:
+    """The protocol asked for (RFC 9110 §7.8): Upgrade and `Connection: upgrade` both, one protocol, and no body. A
+    WebSocket begins with a GET (RFC 6455 §4.1); SPDY, as Kubernetes' exec and port-forward use it, with a POST too."""
     asked = control.get(b"upgrade")
     if asked is None and b"upgrade" not in connection:
         return b""
     wanted = headers.tokens(asked or b"")
-    if b"upgrade" not in connection or len(wanted) != 1 or method != b"GET" or not headers.is_token(wanted[0]):
-        raise Fault(Reason.UPGRADE_REFUSED, "expected a GET with one protocol in Upgrade and in Connection")
+    if b"upgrade" not in connection or len(wanted) != 1 or not _PROTOCOL.fullmatch(wanted[0]):
+        raise Fault(Reason.UPGRADE_REFUSED, "expected one protocol in Upgrade, and upgrade in Connection")
+    if length or method not in {b"GET", b"POST"} or (method == b"POST" and wanted[0] == b"websocket"):
+        raise Fault(Reason.UPGRADE_REFUSED, "expected a GET, or a POST that is no WebSocket's, without a body")
     return wanted[0]
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
-from foundation.faults import Fault, problem
-from foundation.reasons import Reason
+from foundation.faults import Fault, problem, retry_after
 from gateway.proxy.headers import Field
-
-_AGAIN_SOON = frozenset({Reason.OVERLOADED, Reason.RATE_LIMITED, Reason.DRAINING, Reason.DECISION_UNSTABLE})
 
 
 class Refusal(NamedTuple):
@@ -33,6 +30,7 @@ def refusal(fault: Fault, decision: str) -> Refusal:
     ]
     if decision:
         fields.append((b"x-sallyport-decision", decision.encode("ascii")))
-    if fault.reason in _AGAIN_SOON:
-        fields.append((b"retry-after", b"1"))
+    again = retry_after(fault.reason)
+    if again:
+        fields.append((b"retry-after", b"%d" % again))
     return Refusal(fault.reason.status, fields, body)

@@ -44,3 +44,13 @@ async def test_no_override_makes_a_read_a_write(tmp_path: Path, name: str) -> No
         assert (await client.ask(request_bytes("GET", "/x", f"{name}: DELETE"))).status == 200
         assert (await client.ask(request_bytes("DELETE", "/x", f"{name}: GET"))).status == 403
     assert [b"DELETE" in each for each in upstream.seen] == [False]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_who_may_only_read_opens_no_spdy_stream_by_either_method(tmp_path: Path, method: str) -> None:
+    upstream = RawUpstream()
+    async with gateway_to(upstream, tmp_path, upgrades=("spdy/3.1",)) as plane:
+        plane.engine.answer = reads_only
+        client = await plane.connect()
+        assert (await client.ask(request_bytes(method, EXEC, "Connection: Upgrade", "Upgrade: SPDY/3.1"))).status == 403
+    assert upstream.dials == 0

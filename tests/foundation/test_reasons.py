@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from foundation.faults import Fault, problem
+from foundation.faults import Fault, problem, retry_after
 from foundation.reasons import Reason
 
 
@@ -28,6 +28,12 @@ def test_every_code_is_documented(reason: Reason) -> None:
 
 def test_only_permits_are_ok() -> None:
     assert {reason for reason in Reason if reason.status == 200} == {Reason.GRANTED, Reason.BREAK_GLASS}
+
+
+def test_whatever_may_pass_by_itself_says_when_to_ask_again() -> None:
+    assert {reason for reason in Reason if retry_after(reason)} == {
+        reason for reason in Reason if reason.status in {429, 503}
+    }
 
 
 def test_an_unknown_code_is_none() -> None:
