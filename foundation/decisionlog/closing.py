@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from foundation.decisionlog.segments import CLOSED_SUFFIX, compress, facts, segment_paths
+from foundation.decisionlog.segments import CLOSED_SUFFIX, compress, disk_bytes, facts, remove, segment_paths
 from foundation.decisionlog.settings import DecisionLogSettings
 from foundation.faults import Fault
 from foundation.ports import AuditEvent, AuditLog
@@ -57,14 +57,14 @@ class SegmentCloser:
         for path in await asyncio.to_thread(_beyond, self._settings.directory, self._settings.total_bytes):
             found = await asyncio.to_thread(facts, path)
             await self._audit.append(AuditEvent("decisions.segment_dropped", _ACTOR, found.first, detail=asdict(found)))
-            path.unlink()
+            remove(path)
             self._on_drop(found.count)
 
 
 def _beyond(directory: Path, total_bytes: int) -> list[Path]:
     """The oldest closed segments that must go so that all together take `total_bytes` at most."""
     paths = segment_paths(directory)
-    sizes = [path.stat().st_size for path in paths]
+    sizes = [disk_bytes(path) for path in paths]
     excess = sum(sizes) - total_bytes
     doomed = []
     for path, size in zip(paths, sizes, strict=True):

@@ -1,8 +1,8 @@
 """The decision log's files: the one that grows, and those that are closed. Synchronous: what takes long runs in a
 thread.
 
-A segment is named after the first decision recorded in it: `<id>.jsonl` while it grows, `<id>.jsonl.gz` once closed.
-Its SHA-256 is that of the lines, uncompressed.
+A segment is named after the first decision recorded in it: `<id>.jsonl` while it grows, `<id>.jsonl.gz` once closed,
+with its index `<id>.idx` (`foundation.decisionlog.blocks`). Its SHA-256 is that of the lines, uncompressed.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from foundation.decisionlog.blocks import INDEX_SUFFIX, index_path, pack, write_index
 from foundation.decisionlog.line import ID_PREFIX
 from foundation.files import SECRET_MODE, sync_folder
 
 OPEN_SUFFIX, CLOSED_SUFFIX = ".jsonl", ".jsonl.gz"
 _ID_AT = slice(len(ID_PREFIX), len(ID_PREFIX) + len("d-") + 28)
-_FAST = 1  # gzip's level: decisions compress well, and the time is the gateway's
 
 
 class ActiveSegment:
@@ -97,20 +96,36 @@ def compress(path: Path) -> Path:
     draft = path.with_name(f".{closed.name}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, SECRET_MODE)
     with os.fdopen(descriptor, "wb") as file:
-        with path.open("rb") as lines, gzip.GzipFile(fileobj=file, mode="wb", compresslevel=_FAST, mtime=0) as packed:
-            shutil.copyfileobj(lines, packed, 1 << 18)
+        with path.open("rb") as lines:
+            index = pack(lines, path.stat().st_size, file)
         file.flush()
         os.fsync(file.fileno())
+    write_index(closed, index)
     draft.replace(closed)
     sync_folder(path.parent)
     path.unlink()
     return closed
 
 
+def remove(path: Path) -> None:
+    """Remove a segment and its index. Raises `OSError`."""
+    path.unlink()
+    index_path(path).unlink(missing_ok=True)
+
+
+def disk_bytes(path: Path) -> int:
+    """What a segment takes on disk, its index included."""
+    index = index_path(path)
+    return path.stat().st_size + (index.stat().st_size if index.exists() else 0)
+
+
 def mend(directory: Path) -> list[Path]:
     """After a crash: drop drafts and doubles, cut torn lines, and return the segments still to be closed."""
     for draft in directory.glob(".*"):
         draft.unlink()
+    for index in directory.glob(f"*{INDEX_SUFFIX}"):
+        if not any(index.with_name(first_id(index) + suffix).exists() for suffix in (OPEN_SUFFIX, CLOSED_SUFFIX)):
+            index.unlink()
     unclosed = []
     for path in directory.glob(f"*{OPEN_SUFFIX}"):
         whole = len(read_segment(path))
