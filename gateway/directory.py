@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from foundation.faults import Fault
 from foundation.identifiers import SpiffeId
-from foundation.identity import IdentityRecord, State
+from foundation.identity import IdentityRecord
 from foundation.reasons import Reason
 from gateway.snapshot import SnapshotStore
+from gateway.standing import NO_POSTURE, refusal_by_standing, standing_of
+from policies.model import FOREVER
 
 
 class SnapshotDirectory:
@@ -17,14 +19,9 @@ class SnapshotDirectory:
 
     async def standing(self, identity: SpiffeId, serial: str) -> IdentityRecord:
         """The record of `identity`, when it and its certificate may be used now. Raises `Fault`."""
-        snapshot = self._store.current
-        record = snapshot.inventory.get(identity)
-        if snapshot.is_revoked(identity, serial):
-            raise Fault(Reason.IDENTITY_REVOKED)
-        if record is None or record.state is State.EXPECTED:
-            raise Fault(Reason.IDENTITY_UNKNOWN)
-        if record.state is State.QUARANTINED:
-            raise Fault(Reason.IDENTITY_QUARANTINED)
-        if record.state is not State.ACTIVE:
-            raise Fault(Reason.IDENTITY_REVOKED)
-        return record
+        known = standing_of(self._store.current, identity, serial)
+        # Whether its certificate is valid was TLS's to say; whether it passed attestation is the authorizer's.
+        refusal = refusal_by_standing(known._replace(posture=NO_POSTURE), -FOREVER, FOREVER, 0.0)
+        if refusal is not None or known.record is None:
+            raise Fault(refusal or Reason.IDENTITY_UNKNOWN)
+        return known.record

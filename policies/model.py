@@ -47,8 +47,7 @@ class CanonicalRequest:
     target: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """One question. `target` is the node that offers the service of a `stream` route, with its posture."""
 
     now: int

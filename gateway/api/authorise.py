@@ -11,11 +11,11 @@ from dataclasses import replace
 
 from foundation.clock import Clock
 from foundation.faults import Fault
-from foundation.identity import IdentityRecord, Posture, State, Verdict
+from foundation.identity import IdentityRecord, State
 from foundation.ports import AuditEvent, AuditLog, Caller
 from foundation.reasons import Reason
-from gateway.proxy.decide import NO_POSTURE
-from gateway.snapshot import Snapshot, SnapshotStore
+from gateway.snapshot import SnapshotStore
+from gateway.standing import refusal_by_standing, standing_of
 from policies.model import FOREVER, CanonicalRequest, Decision, Denial, Query, Staleness, judge
 
 _ACTIONS = {"GET": "get", "HEAD": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
@@ -56,33 +56,20 @@ class PolicyAuthorizer:
 
     async def _decide(self, caller: Caller, route: str, method: str) -> Decision:
         snapshot, now = self._store.current, self._clock.now()
-        record = _record_of(snapshot, caller)
-        posture = snapshot.postures.get(caller.id, NO_POSTURE)
+        known = standing_of(snapshot, caller.id, caller.serial)
+        record = _record_of(known.record, caller)
         request = CanonicalRequest(method, _ACTIONS.get(method, "unknown"), "", (), (), "", b"")
-        query = Query(int(now), record, posture, f"api.{route}", request, Staleness.FRESH)
-        refusal = _refusal(snapshot, caller, record, posture, now)
+        query = Query(int(now), record, known.posture, f"api.{route}", request, Staleness.FRESH)
+        refusal = refusal_by_standing(known._replace(record=record), -FOREVER, caller.not_after, now)
         if refusal is not None or snapshot.policy is None:
             return Denial(self._decision_id(), query, (refusal or Reason.REVISION_MISSING,), snapshot.numbers)
         answer = await snapshot.policy.engine.decide(query)
         return judge(self._decision_id(), query, answer, FOREVER, snapshot.numbers)
 
 
-def _record_of(snapshot: Snapshot, caller: Caller) -> IdentityRecord:
+def _record_of(record: IdentityRecord | None, caller: Caller) -> IdentityRecord:
     """The caller's record. The inventory's word stands; a JWT narrows or gives roles by its own claim, for its issuer
     answers for them."""
-    record = snapshot.inventory.get(caller.id)
     if caller.via == "jwt":
         return replace(record or IdentityRecord(caller.id, State.ACTIVE, 0), roles=caller.roles)
     return record or IdentityRecord(caller.id, State.EXPECTED, 0)
-
-
-def _refusal(snapshot: Snapshot, caller: Caller, record: IdentityRecord, posture: Posture, now: float) -> Reason | None:
-    rules = (
-        (snapshot.is_revoked(caller.id, caller.serial), Reason.IDENTITY_REVOKED),
-        (now >= caller.not_after, Reason.CERTIFICATE_EXPIRED),
-        (record.state is State.EXPECTED, Reason.IDENTITY_UNKNOWN),
-        (record.state is State.QUARANTINED, Reason.IDENTITY_QUARANTINED),
-        (record.state is not State.ACTIVE, Reason.IDENTITY_REVOKED),
-        (posture.verdict is Verdict.FAILED, Reason.POSTURE_FAILED),
-    )
-    return next((reason for broken, reason in rules if broken), None)

@@ -10,7 +10,8 @@ Steps, in this order; the first refusal stands:
  7. nothing that touches this exchange changed since it registered; otherwise again, three times at most
  8. obligations that keep state (rates) are met
 
-Steps 1 to 5 rest on no policy: no revision of it, and no break-glass, can leave them out.
+Steps 1 to 5 rest on no policy: no revision of it, and no break-glass, can leave them out. Steps 2 to 4, and the verdict
+of step 5, are `gateway.standing`'s.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from types import MappingProxyType
 from typing import Any
 
 from foundation.clock import Clock
-from foundation.identity import AttestationClass, Posture, State, Verdict
+from foundation.identity import AttestationClass
 from foundation.reasons import Reason
 from gateway.fleet.staleness import StalenessSettings, staleness
 from gateway.proxy import grounds
 from gateway.proxy.identify import Peer
 from gateway.proxy.oblige import Obligations
 from gateway.snapshot import Snapshot, SnapshotStore
+from gateway.standing import Standing, refusal_by_standing, standing_of
 from gateway.streams.registry import Exchange
 from policies.engine import PolicyEngine
 from policies.model import FOREVER, CanonicalRequest, Decision, Denial, Query, judge
@@ -34,11 +36,12 @@ from policies.routes import Route
 
 MAX_TRIES = 3
 NO_FACTS: Mapping[str, Any] = MappingProxyType({})
-NO_POSTURE = Posture(AttestationClass.NONE, Verdict.PASSED)
+_MAX_STANDINGS = 8192
 
 
 class Decider:
-    """Decides against the store's current snapshot. Holds no state of a request."""
+    """Decides against the store's current snapshot. Holds no state of a request: what it remembers is what the snapshot
+    says of each peer, for as long as that snapshot is the current one."""
 
     def __init__(
         self,
@@ -53,6 +56,8 @@ class Decider:
         self._staleness = staleness_settings
         self._obligations = obligations
         self._decision_id = decision_id
+        self._snapshot = store.current
+        self._standings: dict[Peer, Standing] = {}
 
     def decide_now(self, peer: Peer, request: CanonicalRequest, route: Route, exchange: Exchange) -> Decision | None:
         """The decision when it needs no waiting: a refusal by fixed rule, or policy's answer from the cache. None when
@@ -103,38 +108,38 @@ class Decider:
         self, snapshot: Snapshot, peer: Peer, request: CanonicalRequest, route: Route
     ) -> tuple[PolicyEngine, Query, float] | Denial:
         now = self._clock.now()
-        record = snapshot.inventory.get(peer.id)
-        posture = snapshot.postures.get(peer.id, NO_POSTURE)
+        standing = self._standing(snapshot, peer)
+        record, posture, _ = standing
         attested_until = FOREVER
         if posture.attestation is not AttestationClass.NONE:
             attested_until = self._store.attested_until(peer.id)
         age, next_age = staleness(self._store.heartbeat_at, now, self._staleness)
         query = None if record is None else Query(int(now), record, posture, route.name, request, age)
-        refusal = refusal_by_fixed_rule(snapshot, peer, posture, attested_until, now)
+        refusal = refusal_by_fixed_rule(snapshot, standing, peer, attested_until, now)
         if refusal is not None or query is None or snapshot.policy is None:
             reason = refusal or Reason.IDENTITY_UNKNOWN
             facts = grounds.grounds(reason, snapshot, peer, posture, attested_until)
             return Denial(self._decision_id(), query, (reason,), snapshot.numbers, facts=facts)
         return snapshot.policy.engine, query, min(peer.not_after, attested_until, next_age)
 
+    def _standing(self, snapshot: Snapshot, peer: Peer) -> Standing:
+        """What `snapshot` says of `peer`, found once."""
+        if snapshot is not self._snapshot or len(self._standings) >= _MAX_STANDINGS:
+            self._snapshot = snapshot
+            self._standings.clear()
+        standing = self._standings.get(peer)
+        if standing is None:
+            standing = self._standings[peer] = standing_of(snapshot, peer.id, peer.serial)
+        return standing
+
 
 def refusal_by_fixed_rule(
-    snapshot: Snapshot, peer: Peer, posture: Posture, attested_until: float, now: float
+    snapshot: Snapshot, standing: Standing, peer: Peer, attested_until: float, now: float
 ) -> Reason | None:
     """Steps 1 to 5: why `peer` may do nothing at all at `now`, or None. Times are seconds since the Unix epoch."""
-    record = snapshot.inventory.get(peer.id)
     if snapshot.policy is None:  # 1
         return Reason.REVISION_MISSING
-    if snapshot.is_revoked(peer.id, peer.serial):  # 2
-        return Reason.IDENTITY_REVOKED
-    if now >= peer.not_after:  # 3
-        return Reason.CERTIFICATE_EXPIRED
-    if now < peer.not_before:  # 3
-        return Reason.CERTIFICATE_NOT_YET_VALID
-    if record is None:  # 4
-        return Reason.IDENTITY_UNKNOWN
-    if record.state is not State.ACTIVE:  # 4
-        return Reason.IDENTITY_QUARANTINED if record.state is State.QUARANTINED else Reason.IDENTITY_REVOKED
-    if posture.verdict is Verdict.FAILED:  # 5
-        return Reason.POSTURE_FAILED
-    return Reason.ATTESTATION_EXPIRED if now >= attested_until else None  # 5
+    refusal = refusal_by_standing(standing, peer.not_before, peer.not_after, now)  # 2 to 5
+    if refusal is None and now >= attested_until:  # 5
+        return Reason.ATTESTATION_EXPIRED
+    return refusal

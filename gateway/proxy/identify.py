@@ -20,10 +20,10 @@ from foundation.reasons import Reason
 MAX_CERTIFICATE_BYTES = 16 << 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Peer:
-    """A proven client. `serial` is lower-case hex; times are seconds since the Unix epoch; `spki_sha256` is over the
-    DER SubjectPublicKeyInfo; `certificate` is DER."""
+    """A proven client, one connection's: each is equal to itself alone. `serial` is lower-case hex; times are seconds
+    since the Unix epoch; `spki_sha256` is over the DER SubjectPublicKeyInfo; `certificate` is DER."""
 
     id: SpiffeId
     serial: str

@@ -34,14 +34,14 @@ def cached() -> Iterator[CachedEngine]:
 async def test_until_the_grant_ends_and_not_a_second_longer(cached: CachedEngine) -> None:
     assert (await cached.decide(ASKED)).allow
     for now in (END - 60, END - 1):
-        assert cached.peek(replace(ASKED, now=now)) is not None
+        assert cached.peek(ASKED._replace(now=now)) is not None
     for now in (END, END + 1, END + 1_000_000):
         assert (await cached.decide(ASKED)).allow  # kept again
-        assert cached.peek(replace(ASKED, now=now)) is None
+        assert cached.peek(ASKED._replace(now=now)) is None
 
 
 async def test_what_is_judged_of_an_ended_grant_is_a_denial(cached: CachedEngine) -> None:
-    before, after = ASKED, replace(ASKED, now=END)
+    before, after = ASKED, ASKED._replace(now=END)
     permit = judge("1", before, await cached.decide(before), float("inf"), NUMBERS)
     assert isinstance(permit, Permit)
     assert permit.deadline == END
@@ -53,11 +53,11 @@ async def test_what_is_judged_of_an_ended_grant_is_a_denial(cached: CachedEngine
 @pytest.mark.parametrize(
     "changed",
     [
-        replace(ASKED, identity=replace(ASKED.identity, epoch=ASKED.identity.epoch + 1)),
-        replace(ASKED, identity=replace(ASKED.identity, roles=())),
-        replace(ASKED, identity=replace(ASKED.identity, labels={"barred": "yes"})),
-        replace(ASKED, posture=Posture(AttestationClass.VIRTUAL, Verdict.FAILED)),
-        replace(ASKED, route="r2"),
+        ASKED._replace(identity=replace(ASKED.identity, epoch=ASKED.identity.epoch + 1)),
+        ASKED._replace(identity=replace(ASKED.identity, roles=())),
+        ASKED._replace(identity=replace(ASKED.identity, labels={"barred": "yes"})),
+        ASKED._replace(posture=Posture(AttestationClass.VIRTUAL, Verdict.FAILED)),
+        ASKED._replace(route="r2"),
         query(route="short", path=("a", "b"), roles=("agent",)),
     ],
 )
@@ -68,7 +68,7 @@ async def test_a_changed_fact_is_decided_anew(cached: CachedEngine, changed: Que
 
 async def test_a_failed_attestation_denies_at_once(cached: CachedEngine) -> None:
     assert (await cached.decide(ASKED)).allow
-    failed = replace(ASKED, posture=Posture(AttestationClass.VIRTUAL, Verdict.FAILED))
+    failed = ASKED._replace(posture=Posture(AttestationClass.VIRTUAL, Verdict.FAILED))
     assert (await cached.decide(failed)).reasons == (Reason.POSTURE_FAILED,)
 
 

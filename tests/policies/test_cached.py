@@ -127,7 +127,7 @@ async def test_a_new_epoch_is_asked_again() -> None:
     await settle()
     slow.asked[0].set_result(PERMIT)
     await task
-    risen = replace(query(), identity=replace(query().identity, epoch=2))
+    risen = query()._replace(identity=replace(query().identity, epoch=2))
     assert cached.peek(query()) == PERMIT
     assert cached.peek(risen) is None
 

@@ -168,7 +168,7 @@ async def test_many_ask_at_once(engine: OpaServerEngine) -> None:
 
 
 async def test_a_query_that_is_no_utf8_never_leaves(engine: OpaServerEngine) -> None:
-    odd = replace(ALLOWED, request=replace(ALLOWED.request, path=("\ud800",)))
+    odd = ALLOWED._replace(request=replace(ALLOWED.request, path=("\ud800",)))
     assert await engine.decide(odd) == LOST
 
 

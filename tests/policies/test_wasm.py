@@ -116,7 +116,7 @@ def test_what_is_no_answer_is_a_denial(decision: str) -> None:
 
 def test_a_query_that_is_no_utf8_is_a_denial() -> None:
     with wasm(small()) as engine:
-        odd = replace(ALLOWED, request=replace(ALLOWED.request, path=("\ud800",)))
+        odd = ALLOWED._replace(request=replace(ALLOWED.request, path=("\ud800",)))
         assert engine.decide_now(odd) == Answer(False, (Reason.ENGINE_FAILED,))
         assert engine.decide_now(ALLOWED).allow
 
@@ -145,7 +145,7 @@ def test_no_two_texts_are_one() -> None:
     same = 'decision := {"allow": true, "reasons": ["granted"]} if input.request.path[0] == "\\ud800\\udc00"'
     with wasm(compiled(same)) as engine:
         for text, allowed in (("\U00010000", True), ("\U00020000", False), ("\U0010ffff", False)):
-            asked = replace(ALLOWED, request=replace(ALLOWED.request, path=(text,)))
+            asked = ALLOWED._replace(request=replace(ALLOWED.request, path=(text,)))
             assert engine.decide_now(asked).allow is allowed
 
 
