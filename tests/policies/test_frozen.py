@@ -24,7 +24,7 @@ READS = st.lists(st.sampled_from(ALL_PATHS), max_size=4, unique=True).map(tuple)
 
 
 def asked(*pairs: tuple[str, str]) -> Query:
-    return replace(query(), request=replace(query().request, query=pairs))
+    return query()._replace(request=replace(query().request, query=pairs))
 
 
 @given(question=QUERIES, reads=READS)
