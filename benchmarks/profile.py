@@ -20,23 +20,20 @@ import pstats
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import nginx
+from benchmarks.field import stand
 from benchmarks.figure import WIDTH
-from benchmarks.forward import CONNECTIONS, NO_CACHE, NODES, ROLES, ROUTES, generator
-from benchmarks.generator import Generator, build
-from benchmarks.processes import BIN, ROOT, cpu_seconds, running, thread_seconds
-from benchmarks.site import Site, enlist, initialise, serving
-from tests.support.workspaces import fleet_workspace
+from benchmarks.generator import Generator
+from benchmarks.processes import BIN, ROOT, running
+from benchmarks.site import Site, serving
+from benchmarks.usage import cpu_seconds, thread_seconds
 
 SAMPLES_A_SECOND = 400
 TRACED_SECONDS = 2.0
@@ -52,29 +49,22 @@ def main() -> None:
     parser.add_argument("--native", action="store_true", help="sample C code too")
     parser.add_argument("--calls", action="store_true", help="count calls with cProfile, and nothing else")
     given = parser.parse_args()
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sallyport-profile-")))
-        load = build("load", folder)
-        upstream = stack.enter_context(nginx.static(folder / "upstream"))
-        site = initialise(folder, fleet_workspace(ROUTES, upstream=f"http://127.0.0.1:{upstream}"))
-        enlist(site, NODES, ROLES, certified=CONNECTIONS)
+    with stand(peers=()) as stands:
         if given.no_cache:
-            with site.config.open("a") as settings:
-                settings.write(NO_CACHE)
-        fleet = generator(load, folder, site)
+            stands.site.set("policy.cache", entries=0)
         if given.calls:
-            _count_calls(fleet, site, given.seconds, given.top)
+            _count_calls(stands.generator, stands.site, given.seconds, given.top)
             return
-        with serving(site) as served:
-            main_us = _undisturbed(fleet, served, given.seconds)
-            _sampled(fleet, served, main_us, given)
-            _traced(fleet, served)
+        with serving(stands.site) as served:
+            main_us = _undisturbed(stands.generator, served, given.seconds)
+            _sampled(stands.generator, served, main_us, given)
+            _traced(stands.generator, served)
 
 
 def _undisturbed(fleet: Generator, served: Site, seconds: float) -> float:
     """Microseconds that the main thread spends on a request."""
     before, before_all = thread_seconds(served.pid), cpu_seconds(served.pid)
-    outcome = fleet.offer(served.ports["gateway"], seconds=seconds, watch=[served.pid])
+    outcome = fleet.offer(served.gateway, seconds=seconds, warmup=2.0)
     share = (thread_seconds(served.pid) - before) / (cpu_seconds(served.pid) - before_all)
     user, system = outcome.cpu
     _out.print(f"{outcome.per_second:.0f} requests/s   p50 {outcome.p50:.2f} ms   p99 {outcome.p99:.2f} ms")
@@ -95,7 +85,7 @@ def _sampled(fleet: Generator, served: Site, main_us: float, given: argparse.Nam
     words += ["--output", file, "--duration", str(int(given.seconds)), "--rate", str(SAMPLES_A_SECOND), "--threads"]
     words += ["--subprocesses", *(["--native"] if given.native else [])]
     with running(words, served.folder / "py-spy.log") as spy:
-        fleet.offer(served.ports["gateway"], seconds=given.seconds, warmup=0.5)
+        fleet.offer(served.gateway, seconds=given.seconds, warmup=0.5)
         spy.wait(30)
     alone, within = _functions([line for line in file.read_text().splitlines() if "MainThread" in line])
     whole = sum(alone.values())
@@ -137,11 +127,11 @@ def _traced(fleet: Generator, served: Site) -> None:
     tracer = subprocess.Popen([strace, "-c", "-f", "-q", "-o", file, "-p", str(served.pid)])
     try:
         time.sleep(0.3)
-        outcome = fleet.offer(served.ports["gateway"], seconds=TRACED_SECONDS, warmup=0)
+        outcome = fleet.offer(served.gateway, seconds=TRACED_SECONDS, warmup=0)
     finally:
         tracer.send_signal(signal.SIGINT)
         tracer.wait(10)
-    requests = outcome.per_second * TRACED_SECONDS
+    requests = outcome.requests
     calls = {words[-1]: int(words[3]) for words in map(str.split, file.read_text().splitlines()) if _is_count(words)}
     most = sorted(calls.items(), key=lambda pair: -pair[1])
     told = "  ".join(f"{name} {count / requests:.2f}" for name, count in most if count / requests >= 0.01)
@@ -156,8 +146,8 @@ def _count_calls(fleet: Generator, site: Site, seconds: float, top: int) -> None
     profile = site.folder / "calls"
     with serving(site, ("-m", "benchmarks.counted", str(profile))) as served:
         os.kill(served.pid, signal.SIGUSR2)
-        outcome = fleet.offer(served.ports["gateway"], seconds=seconds, warmup=0)
-    requests = outcome.per_second * seconds
+        outcome = fleet.offer(served.gateway, seconds=seconds, warmup=0)
+    requests = outcome.requests
     table = Table("calls per request", "us alone", "us with callees", "function")
     stats = pstats.Stats(str(profile)).get_stats_profile().func_profiles
     for name, each in sorted(stats.items(), key=lambda pair: -pair[1].tottime)[:top]:

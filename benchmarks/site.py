@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -9,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.processes import ENVIRONMENT, ROOT, answers, running, wait_until
+from benchmarks.processes import ENVIRONMENT, ROOT, Subject, answers, running, wait_until
 from deploy.demo.free_ports import free_ports
+from foundation.client import ApiClient
 
 DOMAIN = "bench.example"
 PORTS = ("gateway", "enrolment", "api", "health")
@@ -46,6 +48,27 @@ class Site:
     def clients(self) -> Path:
         """Folder of what `enlist` makes for clients."""
         return self.folder / "clients"
+
+    @property
+    def gateway(self) -> Subject:
+        """What serves the data plane, while it does."""
+        return Subject("Sallyport", self.ports["gateway"], (self.pid,))
+
+    @property
+    def operator(self) -> ApiClient:
+        """The API as this machine's root reaches it."""
+        return ApiClient(self.state / "sallyport.sock")
+
+    def set(self, section: str, **settings: int | str) -> None:
+        """Write settings into sallyport.toml, over those that are there."""
+        lines, header = self.config.read_text().splitlines(), f"[{section}]"
+        if header not in lines:
+            lines += ["", header]
+        begin = lines.index(header) + 1
+        end = next((i for i in range(begin, len(lines)) if lines[i].startswith("[")), len(lines))
+        kept = [line for line in lines[begin:end] if line.partition("=")[0].strip() not in settings]
+        written = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+        self.config.write_text("\n".join([*lines[:begin], *written, *kept, *lines[end:]]) + "\n")
 
 
 def initialise(folder: Path, workspace: Mapping[str, bytes] | None = None) -> Site:

@@ -1,3 +1,3 @@
 module sallyport.example/benchmarks/load
 
-go 1.21
+go 1.22

@@ -20,7 +20,7 @@ from foundation.fields import Fields
 from foundation.reasons import Reason
 
 MAX_BYTES = 1 << 20
-MAX_EVENTS = 100_000  # some three seconds of parsing
+MAX_EVENTS = 200_000  # some six seconds of parsing; five thousand grants take half of them
 MAX_DEPTH = 16
 _WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,17}", re.ASCII)
 _WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import figure
-from benchmarks.figure import against, at_most, beside
-from benchmarks.generator import Outcome, median
+from benchmarks.figure import Failure, Pairs, alone, at_most
 
 
 def test_a_bound_is_reached_at_the_bound() -> None:
@@ -17,23 +16,33 @@ def test_a_bound_is_reached_at_the_bound() -> None:
 
 
 def test_a_peer_is_matched_by_the_ratio() -> None:
-    assert against("f", 100, "r/s", "p", 100, 1.0, "c").reached
-    short = against("f", 99, "r/s", "p", 100, 1.0, "c")
+    assert Pairs([100], [100], "p", least=1.0).figure("f", "r/s", "c").reached
+    short = Pairs([99], [100], "p", least=1.0).figure("f", "r/s", "c")
     assert (short.reached, short.ratio, short.goal) == (False, 0.99, "at least 1x")
+    assert not Pairs([131], [100], "p", most=1.3).figure("f", "us", "c").reached
 
 
 def test_a_figure_without_a_goal_has_none() -> None:
-    alone = beside("f", 10, "ms", "p", 20, "c")
-    assert (alone.goal, alone.reached, alone.ratio) == ("", True, 0.5)
+    found = Pairs([10], [20], "p").figure("f", "ms", "c")
+    assert (found.goal, found.reached, found.ratio) == ("", True, 0.5)
+    assert (alone("f", 1, "ms", "c").goal, alone("f", 1, "ms", "c").reached) == ("", True)
+
+
+def test_the_median_is_of_ratios_and_not_of_either_side() -> None:
+    found = Pairs([100, 900, 400], [200, 300, 200], "p").figure("f", "r/s", "c")
+    assert (found.value, found.peer_value, found.ratio, found.spread) == (400, 200, 2.0, (0.5, 3.0))
+    assert Pairs([100, 900, 200], [50, 300, 200], "p").figure("f", "r/s", "c").ratio == 2.0
 
 
 def test_what_is_written_replaces_the_same_figure_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figure, "LATEST", tmp_path / "results" / "latest.json")
-    figure.write([at_most("b", 1, "s", 2, "c"), at_most("a", 1, "s", 2, "c")])
-    figure.write([at_most("b", 3, "s", 2, "c")])
+    figure.keep([at_most("b", 1, "s", 2, "c"), at_most("a", 1, "s", 2, "c")])
+    figure.keep([at_most("b", 3, "s", 2, "c")])
     assert [(row["figure"], row["value"]) for row in figure._read()] == [("a", 1), ("b", 3)]
 
 
-def test_the_median_is_of_ratios_and_not_of_either_side() -> None:
-    pairs = [(Outcome(own, 1, 1), Outcome(peer, 1, 1)) for own, peer in ((100, 200), (900, 300), (400, 200))]
-    assert median(pairs) == pairs[2]
+def test_what_failed_leaves_no_old_figure_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figure, "LATEST", tmp_path / "results" / "latest.json")
+    figure.keep([at_most("b", 1, "s", 2, "c"), at_most("a", 1, "s", 2, "c")])
+    figure.keep([Failure("a", "it broke")])
+    assert [row["figure"] for row in figure._read()] == ["b"]

@@ -15,10 +15,11 @@ SEGMENTS = b"segments:\n  - name: edge\n    reaches: [edge]\n  - name: lab\n"
 def fleet_workspace(
     routes: int = 200, grants: int = 500, roles: int = 8, upstream: str = "http://127.0.0.1:80"
 ) -> dict[str, bytes]:
-    """A workspace of this size. Grant `g<i>` is of role `role-<i mod roles>` on route `r<i mod routes>`."""
+    """A workspace of this size. Grant `g<i>` is on route `r<i mod routes>`; a route's grants go to one role after the
+    other."""
     route_lines = [f"  - {{name: r{i}, prefix: /r{i}, upstreams: [{upstream}], kinds: [node]}}" for i in range(routes)]
     grant_lines = [
-        f"  - {{id: g{i}, role: role-{i % roles}, route: r{i % routes}, methods: [GET, POST], "
+        f"  - {{id: g{i}, role: role-{(i + i // routes) % roles}, route: r{i % routes}, methods: [GET, POST], "
         f"paths: [/r{i % routes}/status, /r{i % routes}/items/*, /r{i % routes}/files/**], expires: 2030-01-01}}"
         for i in range(grants)
     ]
