@@ -64,6 +64,7 @@ class Reason(Enum):
     CERTIFICATE_SUPERSEDED = _Text(403, "a newer certificate of this identity is in use", "use the newest certificate")
     ATTESTATION_EXPIRED = _Text(403, "the last attestation is too old", "renew: send a fresh quote")
     ROUTE_UNKNOWN = _Text(404, "no route matches this host and path", "add a route, or check the address")
+    ROUTE_CHANGED = _Text(503, "the route leads elsewhere than when the stream began", "connect again")
     REVISION_MISSING = _Text(503, "no policy revision is loaded", "publish a policy revision")
     ENGINE_FAILED = _Text(503, "the policy engine failed", "look at the gateway's log; the decision was a denial")
     ENGINE_TIMEOUT = _Text(

@@ -26,8 +26,10 @@ from gateway.snapshot import PolicyPart
 from policies.lifecycle.revision import LoadedRevision, verify
 from policies.lifecycle.signing import VerifyingKey
 from policies.loading import load_engine
+from policies.model import FOREVER
 from policies.settings import PolicySettings
 
+CLOCK_SECONDS = 5.0
 _MAX_FLOOR_BYTES = 1024
 
 
@@ -59,7 +61,9 @@ class Enforcer:
         except BaseException:
             await engine.close()
             raise
-        return PolicyPart(loaded.number, loaded.digest, engine, RouteTable(loaded.routes))
+        compiled = loaded.compiled
+        every = CLOCK_SECONDS if {(), ("now",)} & set(compiled.reads) else FOREVER
+        return PolicyPart(loaded.number, loaded.digest, engine, RouteTable(loaded.routes), compiled, every)
 
 
 async def try_out(bundle: bytes, key: VerifyingKey, settings: PolicySettings) -> int:

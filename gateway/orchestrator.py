@@ -304,7 +304,8 @@ class Orchestrator:
     def _build_gateway(self, base: _Base, source: _Source) -> _GatewayParts:
         settings, store = self._settings, SnapshotStore()
         record = recording(base.decisions, base.time)
-        registry = Registry(base.time, record)
+        decider = Decider(store, base.time, settings.staleness, Obligations(base.time), base.decisions.ids)
+        registry = Registry(base.time, record, decider)
         store.listen(registry.changed)
         base.metrics.watch(store, registry, lambda: base.time.behind)
         state = settings.system.state
@@ -312,7 +313,6 @@ class Orchestrator:
         is_here = isinstance(settings.authority, AuthoritySections)
         kept = None if is_here else KeptFacts(state / "facts", store.present, base.time)
         follower = Follower(source.feed, store, enforcer, base.audit, base.time, kept)
-        decider = Decider(store, base.time, settings.staleness, Obligations(base.time), base.decisions.ids)
         services = ConnectionServices(
             settings.listener,
             settings.system.trust_domain,

@@ -24,18 +24,24 @@ from foundation.identity import (
     Revocation,
     SnapshotNumbers,
 )
+from gateway.difference import RevisionDifference
 from gateway.proxy.route import RouteTable
-from policies.engine import PolicyEngine
+from policies.engine import CompiledPolicy, PolicyEngine
+from policies.model import FOREVER
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyPart:
-    """An enforced revision: its engine (with its cache) and its routes."""
+    """An enforced revision: its engine (with its cache), its routes, and what the engine was loaded from: without that,
+    a change of revision is a change of everything. `asked_every` is how long, in seconds, an answer may stand: a policy
+    that reads the clock is asked again about what runs, for no change tells that its time has come."""
 
     revision: int
     digest: str
     engine: PolicyEngine
     routes: RouteTable
+    compiled: CompiledPolicy | None = None
+    asked_every: float = FOREVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +71,15 @@ EMPTY = Snapshot(None, 0, Map(), Map(), 0, Map(), 0, Map())
 
 @dataclass(frozen=True, slots=True)
 class Touched:
-    """What a new snapshot changed: open exchanges of these identities and serials are re-decided; all of them on a new
-    policy."""
+    """What a new snapshot changed, and when the authority committed that (seconds since the Unix epoch, 0 when nobody
+    knows). Exchanges of these identities are decided again, those of withdrawn certificates and issuers are cut; on a
+    new revision, what `policy` concerns is decided again."""
 
     identities: frozenset[SpiffeId] = frozenset()
     serials: frozenset[str] = frozenset()
-    everything: bool = False
+    issuers: frozenset[str] = frozenset()
+    policy: RevisionDifference | None = None
+    at: float = 0.0
 
 
 Listener = Callable[[Snapshot, Touched], None]
@@ -93,9 +102,11 @@ class SnapshotStore:
         """Call `listener` after every change of facts, before anything else sees the new snapshot decide."""
         self._listeners.append(listener)
 
-    def publish_policy(self, part: PolicyPart) -> None:
-        """Enforce `part` from now on. The caller has verified its signature and its rising number."""
-        self._replace(replace(self.current, policy=part), Touched(everything=True))
+    def publish_policy(self, part: PolicyPart, at: float = 0.0) -> None:
+        """Enforce `part`, which was published `at`, from now on. The caller has verified its signature and its rising
+        number."""
+        difference = RevisionDifference(self.current.policy, part)
+        self._replace(replace(self.current, policy=part), Touched(policy=difference, at=at))
 
     def apply(self, change: Change) -> None:
         """Apply one of the authority's changes. Policy goes through `publish_policy` once it is loaded."""
@@ -122,12 +133,12 @@ class SnapshotStore:
             serials = now.revoked_serials.set(change.serial, change)
             after, touched = (
                 replace(now, revocations_number=number, revoked_serials=serials),
-                Touched(serials=frozenset({change.serial})),
+                Touched(serials=frozenset({change.serial}), at=change.at),
             )
         else:
             identities = now.revoked_identities.set(change.id, change)
             after = replace(now, revocations_number=number, revoked_identities=identities)
-            touched = Touched(identities=frozenset({change.id}))
+            touched = Touched(identities=frozenset({change.id}), at=change.at)
         self._replace(after, touched)
 
     def _posture(self, change: PostureChanged) -> None:

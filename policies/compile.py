@@ -22,7 +22,7 @@ from typing import Any
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from policies.engine import DECISION_ENTRYPOINT, EXPLAIN_ENTRYPOINT, CompiledPolicy
-from policies.projection import EVERYTHING, Reads, reads_of
+from policies.projection import ALL_DATA, EVERYTHING, DataReads, Reads, data_reads_of, reads_of
 from policies.settings import CompileSettings
 
 CAPABILITIES = Path(__file__).with_name("capabilities.json")
@@ -56,14 +56,15 @@ def compile_policy(rego: Mapping[str, bytes], data: Mapping[str, Any], settings:
         wasm = workshop.build("wasm", "policy.wasm")
         plan = workshop.build("plan", "plan.json")
         _check_roots(workshop.packages(), data)
-    return CompiledPolicy(digest, wasm, modules, data, _reads(plan))
+    return CompiledPolicy(digest, wasm, modules, data, *_reads(plan))
 
 
-def _reads(plan: bytes) -> Reads:
+def _reads(plan: bytes) -> tuple[Reads, DataReads]:
     try:
-        return reads_of(json.loads(plan), DECISION_ENTRYPOINT)
+        planned = json.loads(plan)
     except RecursionError:  # deeper than this process reads
-        return EVERYTHING
+        return EVERYTHING, ALL_DATA
+    return reads_of(planned, DECISION_ENTRYPOINT), data_reads_of(planned, DECISION_ENTRYPOINT)
 
 
 def policy_digest(rego: Mapping[str, bytes], data: Mapping[str, Any], *, max_data: int = 1 << 30) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from policies.model import Answer, Query
+from policies.projection import ALL_DATA, DataReads
 
 DECISION_ENTRYPOINT = "sallyport/decision"
 EXPLAIN_ENTRYPOINT = "sallyport/explain"
@@ -15,13 +16,14 @@ EXPLAIN_ENTRYPOINT = "sallyport/explain"
 @dataclass(frozen=True, slots=True)
 class CompiledPolicy:
     """Policy as published: what an engine loads. `digest` is over code and data; `reads` is the projection (see
-    `policies.projection`) of `input` that the decision entrypoint can read."""
+    `policies.projection`) of `input` that the decision entrypoint can read, `data_reads` that of `data`."""
 
     digest: str
     wasm: bytes
     rego: Mapping[str, bytes]
     data: Mapping[str, Any]
     reads: tuple[tuple[str, ...], ...]
+    data_reads: DataReads = ALL_DATA
 
 
 class PolicyEngine(Protocol):

@@ -1,8 +1,10 @@
-"""What of `input` a compiled policy can read, from OPA's plan, the form that Wasm is compiled from.
+"""What of `input` and of `data` a compiled policy can read, from OPA's plan, the form that Wasm is compiled from.
 
 Laws held here:
-- the projection is sound: changing anything of `input` outside it cannot change an answer;
-- a read path ends at its first non-ground term and then means the whole subtree; a bare `input` means everything;
+- the projection is sound: changing anything of `input` outside it cannot change an answer, nor can changing anything of
+  `data` outside its own;
+- a read path ends at its first non-ground term and then means the whole subtree; a bare `input` means everything. In
+  `data`, a term that is for certain one place of `input` (`data.grants[input.route]`) goes on;
 - a statement that this module does not know reads everything.
 
 The analysis follows each local variable through the plan and asks which places of `input` it may be. A constant
@@ -19,13 +21,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Path = tuple[str, ...]
-Places = frozenset[Path]
 Reads = tuple[Path, ...]
+DataPath = tuple[str | Path, ...]
+"""A place of `data`. A key that is itself a path stands for whatever string is at that place of `input`."""
+DataReads = tuple[DataPath, ...]
 EVERYTHING: Reads = ((),)
+ALL_DATA: DataReads = ((),)
+Places = frozenset[DataPath]
 _NOWHERE: Places = frozenset()
 _MAX_DEPTH = 16  # no document that we make is deeper; a place below reads what stands above it
 _MAX_ROUNDS = 200
 _INPUT, _DATA = 0, 1  # the locals that every plan and function is given
+_BROKEN = (KeyError, TypeError, IndexError, AttributeError, StopIteration, RecursionError)
 
 # What each statement reads whole of its operands, and which locals it gives a value that is no place of `input`.
 _READS: Mapping[str, tuple[str, ...]] = {
@@ -62,9 +69,17 @@ def reads_of(plan: Mapping[str, Any], entrypoint: str) -> Reads:
     """The places of `input` that `entrypoint` can read, each as its path of keys, none below another. `plan` is the
     document of `opa build -t plan`. Whatever has another shape than expected gives `EVERYTHING`."""
     try:
-        return _Analysis(plan).run(entrypoint)
-    except (KeyError, TypeError, IndexError, AttributeError, StopIteration, RecursionError):
+        return tuple(tuple(str(key) for key in path) for path in _Analysis(plan, _INPUT).run(entrypoint))
+    except _BROKEN:
         return EVERYTHING
+
+
+def data_reads_of(plan: Mapping[str, Any], entrypoint: str) -> DataReads:
+    """As `reads_of`, of `data`."""
+    try:
+        return _Analysis(plan, _DATA).run(entrypoint)
+    except _BROKEN:
+        return ALL_DATA
 
 
 @dataclass(slots=True)
@@ -79,23 +94,35 @@ class _Function:
 
 @dataclass(slots=True)
 class _Scope:
-    """What each local may be at this point of a block, and whatever it became in the block or below."""
+    """What each local may be at this point of a block, and whatever it became in the block or below. `exact` are the
+    locals that are for certain one place of `input`."""
 
     function: _Function
     now: dict[int, Places]
     became: defaultdict[int, Places] = field(default_factory=lambda: defaultdict(frozenset))
+    exact: dict[int, Path] = field(default_factory=dict)
 
-    def assign(self, local: int, places: Places) -> None:
+    def assign(self, local: int, places: Places, exact: Path | None = None) -> None:
         self.now[local] = places
         self.became[local] |= places
+        self.exact.pop(local, None)
+        if exact is not None:
+            self.exact[local] = exact
 
     def below(self) -> _Scope:
-        return _Scope(self.function, dict(self.now))
+        return _Scope(self.function, dict(self.now), exact=dict(self.exact))
 
     def absorb(self, became: Mapping[int, Places]) -> None:
         for local, places in became.items():
             self.now[local] = self.now.get(local, _NOWHERE) | places
             self.became[local] |= places
+            self.exact.pop(local, None)
+
+    def place(self, operand: object) -> Path | None:
+        """The place of `input` that `operand` is for certain."""
+        if isinstance(operand, Mapping):
+            operand = operand["value"] if operand["type"] == "local" else None
+        return self.exact.get(operand) if isinstance(operand, int) else None
 
     def of(self, operand: object) -> Places:
         """The places that `operand` may be. An operand is a local's number, or a value with its type."""
@@ -107,10 +134,12 @@ class _Scope:
 
 
 class _Analysis:
-    """A fixed point over all functions that the entrypoint reaches."""
+    """A fixed point over all functions that the entrypoint reaches. `root` is the document whose places are asked
+    for: the local `_INPUT` or `_DATA`."""
 
-    def __init__(self, plan: Mapping[str, Any]) -> None:
+    def __init__(self, plan: Mapping[str, Any], root: int) -> None:
         self._plan = plan
+        self._root = root
         self._strings = [item["value"] for item in plan["static"].get("strings") or ()]
         planned = (plan.get("funcs") or {}).get("funcs") or ()
         self._functions = {
@@ -119,21 +148,22 @@ class _Analysis:
         }
         self._called: dict[str, _Function] = {}
         self._carried: defaultdict[int, dict[int, Places]] = defaultdict(dict)  # from one turn of a loop to the next
-        self._read: set[Path] = set()
-        self._passed: set[Path] = set()
+        self._read: set[DataPath] = set()
+        self._passed: set[DataPath] = set()
         self._changed = True
 
-    def run(self, entrypoint: str) -> Reads:
-        blocks = next(item["blocks"] for item in self._plan["plans"]["plans"] if item["name"] == entrypoint)
-        self._called["the plan"] = _Function([_INPUT, _DATA], blocks, [frozenset({()}), _NOWHERE])
+    def run(self, entrypoint: str) -> DataReads:
+        planned = next(item for item in self._plan["plans"]["plans"] if item["name"] == entrypoint)
+        given = [frozenset({()}) if local == self._root else _NOWHERE for local in (_INPUT, _DATA)]
+        self._called["the plan"] = _Function([_INPUT, _DATA], planned["blocks"], given)
         for _ in range(_MAX_ROUNDS):
             if not self._changed:
                 return _minimal(self._read, self._passed)
             self._changed = False
             for function in tuple(self._called.values()):
-                scope = _Scope(function, dict(zip(function.params, function.given, strict=True)))
+                scope = _Scope(function, dict(zip(function.params, function.given, strict=True)), exact={_INPUT: ()})
                 self._blocks(scope, function.blocks)
-        return EVERYTHING
+        return ALL_DATA
 
     def _blocks(self, scope: _Scope, blocks: Sequence[Mapping[str, Any]]) -> None:
         for block in blocks:
@@ -154,7 +184,8 @@ class _Analysis:
             self._note(self._read, frozenset({()}))
 
     def _assign(self, scope: _Scope, statement: Mapping[str, Any]) -> None:
-        scope.assign(statement["target"], scope.of(statement["source"]))
+        source = statement["source"]
+        scope.assign(statement["target"], scope.of(source), scope.place(source))
 
     def _block(self, scope: _Scope, statement: Mapping[str, Any]) -> None:
         self._blocks(scope, statement["blocks"])
@@ -163,7 +194,7 @@ class _Analysis:
         self._blocks(scope, [statement["block"]])
 
     def _with(self, scope: _Scope, statement: Mapping[str, Any]) -> None:
-        if statement["local"] != _DATA:
+        if self._root == _DATA or statement["local"] != _DATA:
             self._note(self._read, frozenset({()}))
         self._read_whole(scope, statement["value"])
         self._blocks(scope, [statement["block"]])
@@ -172,6 +203,7 @@ class _Analysis:
         self._read_whole(scope, statement["source"])
         carried = self._carried[id(statement)]
         turn = scope.below()
+        turn.absorb(dict.fromkeys(_assigned(statement["block"]), _NOWHERE))
         turn.absorb(carried)
         turn.assign(statement["key"], _NOWHERE)
         turn.assign(statement["value"], _NOWHERE)
@@ -183,20 +215,32 @@ class _Analysis:
         scope.absorb(turn.became)
 
     def _dot(self, scope: _Scope, statement: Mapping[str, Any]) -> None:
-        places, key = scope.of(statement["source"]), statement["key"]
-        if key["type"] != "string_index":
+        places, key, step = scope.of(statement["source"]), statement["key"], self._step_by(scope, statement["key"])
+        if step is None:
             self._read_whole(scope, statement["source"])
             self._read_whole(scope, key)
             scope.assign(statement["target"], _NOWHERE)
             return
         deepest = frozenset(place for place in places if len(place) >= _MAX_DEPTH)
-        below = frozenset((*place, self._strings[key["value"]]) for place in places - deepest)
+        below = frozenset((*place, step) for place in places - deepest)
         self._note(self._read, deepest)
         self._note(self._passed, below)
-        scope.assign(statement["target"], below)
+        above = scope.place(statement["source"])
+        scope.assign(
+            statement["target"], below, (*above, step) if above is not None and isinstance(step, str) else None
+        )
+
+    def _step_by(self, scope: _Scope, key: Mapping[str, Any]) -> str | Path | None:
+        """The constant that `key` is, or the place of `input` that it is for certain; None when it may be anything.
+        Below `input` itself only constants go on."""
+        if key["type"] == "string_index":
+            return str(self._strings[key["value"]])
+        return scope.place(key) or None if self._root == _DATA else None
 
     def _call(self, scope: _Scope, statement: Mapping[str, Any]) -> None:
         called, arguments = self._functions.get(statement["func"]), statement.get("args") or ()
+        if called is not None and [scope.place(each) for each in arguments[:1]] != [()]:
+            self._note(self._read, frozenset({()}))  # not the `input` that was given
         if called is None or len(called.params) != len(arguments):
             for argument in arguments:
                 self._read_whole(scope, argument)
@@ -219,7 +263,7 @@ class _Analysis:
     def _read_whole(self, scope: _Scope, operand: object) -> None:
         self._note(self._read, scope.of(operand))
 
-    def _note(self, into: set[Path], places: Places) -> None:
+    def _note(self, into: set[DataPath], places: Places) -> None:
         if not places <= into:
             into |= places
             self._changed = True
@@ -237,10 +281,26 @@ _STEPS = {
 }
 
 
-def _minimal(read: Iterable[Path], passed: Iterable[Path]) -> Reads:
+def _assigned(block: Mapping[str, Any]) -> set[int]:
+    """The locals that are given a value in `block` or below."""
+    found: set[int] = set()
+    waiting = [block]
+    while waiting:
+        for item in waiting.pop()["stmts"]:
+            kind, statement = item["type"], item["stmt"]
+            names = ("target", "result", "local", *(("key", "value") if kind == "ScanStmt" else ()))
+            found.update(statement[name] for name in names if isinstance(statement.get(name), int))
+            waiting += statement.get("blocks") or ()
+            if "block" in statement:
+                waiting.append(statement["block"])
+    return found
+
+
+def _minimal(read: Iterable[DataPath], passed: Iterable[DataPath]) -> DataReads:
     """`read`, and of the places `passed` through those that end there (only their presence was asked for), without what
     stands below another read. The presence of what stands above a read is part of its canonical form."""
     everything = {*read, *passed}
     inner = {path[:length] for path in everything for length in range(len(path))}
     whole = set(read) | (everything - inner)
-    return tuple(sorted(path for path in whole if not any(path[:n] in whole for n in range(len(path)))))
+    least = [path for path in whole if not any(path[:n] in whole for n in range(len(path)))]
+    return tuple(sorted(least, key=lambda path: [(key,) if isinstance(key, str) else key for key in path]))

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from typing import cast
 
 from foundation.faults import Fault
-from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
 from foundation.tls import peer_certificate
 from gateway.proxy.client import Client
 from gateway.proxy.exchange import NEVER, HttpExchange
 from gateway.proxy.grounds import no_request
 from gateway.proxy.http1 import RequestHead
-from gateway.proxy.identify import Caller, identify
+from gateway.proxy.identify import Caller, Peer, identify
 from gateway.proxy.normalise import canonical
 from gateway.proxy.record import entry_of
 from gateway.proxy.refusal import Refusal, refusal
@@ -34,14 +33,10 @@ class ClientConnection(asyncio.Protocol):
         "_transport",
         "caller",
         "due",
-        "identity",
-        "serial",
         "services",
     )
 
     caller: Caller
-    identity: SpiffeId
-    serial: str
 
     def __init__(self, services: ConnectionServices, siblings: set[ClientConnection]) -> None:
         """`siblings` are the listener's connections, of which this is one from its handshake to its end."""
@@ -124,6 +119,10 @@ class ClientConnection(asyncio.Protocol):
             entry_of(decision, self.caller.text, method, target, None, services.clock.now()), answer
         )
 
+    @property
+    def peer(self) -> Peer:
+        return self.caller.peer
+
     # --- the transport ----------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
@@ -146,6 +145,6 @@ class ClientConnection(asyncio.Protocol):
         registry, settings = self.services.registry, self.services.settings
         if registry.connections_of(peer.id) >= settings.connections_per_identity:
             raise Fault(Reason.OVERLOADED, "too many connections of this identity")
-        self.caller, self.identity, self.serial = Caller.of(peer), peer.id, peer.serial
+        self.caller = Caller.of(peer)
         registry.connected(self)
         self._registered = True

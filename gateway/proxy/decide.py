@@ -10,6 +10,9 @@ Steps, in this order; the first refusal stands:
  7. nothing that touches this exchange changed since it registered; otherwise again, three times at most
  8. obligations that keep state (rates) are met
 
+What runs already is asked about again when something that touches it changed, and at its deadline, by steps 1 to 6.
+Then the present revision must also lead the request where it went: over the same route, to the same upstream.
+
 Steps 1 to 5 rest on no policy: no revision of it, and no break-glass, can leave them out. Steps 2 to 4, and the verdict
 of step 5, are `gateway.standing`'s.
 """
@@ -21,6 +24,7 @@ from types import MappingProxyType
 from typing import Any
 
 from foundation.clock import Clock
+from foundation.faults import Fault
 from foundation.identity import AttestationClass
 from foundation.reasons import Reason
 from gateway.fleet.staleness import StalenessSettings, staleness
@@ -37,6 +41,9 @@ from policies.routes import Route
 MAX_TRIES = 3
 NO_FACTS: Mapping[str, Any] = MappingProxyType({})
 _MAX_STANDINGS = 8192
+
+Question = tuple[PolicyEngine, Query, float]
+"""Whom to ask what, and the nearest deadline of trust."""
 
 
 class Decider:
@@ -71,31 +78,60 @@ class Decider:
         if answer is None:
             return None
         decision = judge(self._decision_id(), query, answer, deadline, snapshot.numbers)
-        return self._conclude(decision, peer, route, exchange)
+        return self._conclude(decision, route, exchange)
 
     async def decide(self, peer: Peer, request: CanonicalRequest, route: Route, exchange: Exchange) -> Decision:
         """The decision on `request`, whose `exchange` is registered. Raises nothing but cancellation."""
-        return self._conclude(await self._settle(peer, request, route, exchange), peer, route, exchange)
+        settled = await self._settle(exchange, self._question, peer, request, route)
+        return self._conclude(settled, route, exchange)
 
     def refuse(self, reason: Reason, facts: Mapping[str, Any] = NO_FACTS) -> Denial:
         """A denial of what never became a question, such as a request that matches no route."""
         return Denial(self._decision_id(), None, (reason,), self._store.current.numbers, facts=facts)
 
-    def _conclude(self, decision: Decision, peer: Peer, route: Route, exchange: Exchange) -> Decision:
+    def _conclude(self, decision: Decision, route: Route, exchange: Exchange) -> Decision:
         if isinstance(decision, Denial):
             return decision
         unmet = self._obligations.unmet(decision)
         if unmet is not None:
             facts = grounds.unmet(decision)
             return Denial(decision.id, decision.query, (unmet,), decision.numbers, decision.input, facts)
-        request = decision.query.request
-        exchange.permitted(decision, lambda: self._settle(peer, request, route, exchange))
+        exchange.permitted(decision, route)
         return decision
 
-    async def _settle(self, peer: Peer, request: CanonicalRequest, route: Route, exchange: Exchange) -> Decision:
+    # --- once more, on what runs already (`gateway.streams.redecide.Redecider`) ---------------------
+
+    def again_now(self, exchange: Exchange) -> Decision | None:
+        """As `decide_now`, for an exchange that was permitted."""
+        snapshot = self._store.current
+        question = self._question_again(snapshot, exchange)
+        if isinstance(question, Denial):
+            return question
+        engine, query, deadline = question
+        answer = engine.peek(query)
+        return None if answer is None else judge(self._decision_id(), query, answer, deadline, snapshot.numbers)
+
+    async def again(self, exchange: Exchange) -> Decision:
+        """As `decide`, for an exchange that was permitted. Raises nothing but cancellation."""
+        return await self._settle(exchange, self._question_again, exchange)
+
+    def _question_again(self, snapshot: Snapshot, exchange: Exchange) -> Question | Denial:
+        permit, route = exchange.permit, exchange.route
+        if permit is None or route is None:
+            return self.refuse(Reason.INTERNAL)
+        request = permit.query.request
+        question = self._question(snapshot, exchange.peer, request, route)
+        astray = None if isinstance(question, Denial) else _astray(snapshot, exchange, request, route)
+        if isinstance(question, Denial) or astray is None:
+            return question
+        return Denial(self._decision_id(), question[1], (astray,), snapshot.numbers)
+
+    # --- one question ---------------------------------------------------------------------------------
+
+    async def _settle(self, exchange: Exchange, ask: Callable[..., Question | Denial], *about: Any) -> Decision:
         for _ in range(MAX_TRIES):
             snapshot, generation = self._store.current, exchange.generation
-            question = self._question(snapshot, peer, request, route)
+            question = ask(snapshot, *about)
             if isinstance(question, Denial):
                 return question
             engine, query, deadline = question
@@ -104,9 +140,7 @@ class Decider:
                 return judge(self._decision_id(), query, answer, deadline, snapshot.numbers)
         return self.refuse(Reason.DECISION_UNSTABLE)
 
-    def _question(
-        self, snapshot: Snapshot, peer: Peer, request: CanonicalRequest, route: Route
-    ) -> tuple[PolicyEngine, Query, float] | Denial:
+    def _question(self, snapshot: Snapshot, peer: Peer, request: CanonicalRequest, route: Route) -> Question | Denial:
         now = self._clock.now()
         standing = self._standing(snapshot, peer)
         record, posture, _ = standing
@@ -120,7 +154,8 @@ class Decider:
             reason = refusal or Reason.IDENTITY_UNKNOWN
             facts = grounds.grounds(reason, snapshot, peer, posture, attested_until)
             return Denial(self._decision_id(), query, (reason,), snapshot.numbers, facts=facts)
-        return snapshot.policy.engine, query, min(peer.not_after, attested_until, next_age)
+        asked_until = now + snapshot.policy.asked_every
+        return snapshot.policy.engine, query, min(peer.not_after, attested_until, next_age, asked_until)
 
     def _standing(self, snapshot: Snapshot, peer: Peer) -> Standing:
         """What `snapshot` says of `peer`, found once."""
@@ -131,6 +166,19 @@ class Decider:
         if standing is None:
             standing = self._standings[peer] = standing_of(snapshot, peer.id, peer.serial)
         return standing
+
+
+def _astray(snapshot: Snapshot, exchange: Exchange, request: CanonicalRequest, route: Route) -> Reason | None:
+    """Why the present revision does not lead `exchange` where it went."""
+    if snapshot.policy is None:
+        return Reason.REVISION_MISSING
+    try:
+        now = snapshot.policy.routes.match(request)
+    except Fault as fault:
+        return fault.reason
+    if now.name != route.name or (exchange.upstream is not None and exchange.upstream not in now.upstreams):
+        return Reason.ROUTE_CHANGED
+    return Reason.UPGRADE_REFUSED if request.upgrade and request.upgrade not in now.upgrades else None
 
 
 def refusal_by_fixed_rule(

@@ -69,7 +69,7 @@ class HttpExchange:
         self._request = request
         self._route = route
         self._body_done = head.length == 0  # all of the request's body went upstream
-        self._guard = Exchange(caller.peer.id, caller.peer.serial, self._cut)
+        self._guard = Exchange(caller.peer, self._cut)
         self._decision: Decision | None = None
         self._permit: Permit | None = None
         self._upstream: UpstreamConnection | None = None
@@ -112,8 +112,10 @@ class HttpExchange:
             _LOG.exception("a decision failed: it is a denial")
             decision = decider.refuse(Reason.INTERNAL)
         self._waiting = None
-        self._decided_at_generation = self._guard.generation  # nothing ran since the decider compared it
-        self._record(decision)
+        if self._guard.generation == self._decided_at_generation:
+            self._record(decision)
+        else:
+            self._decide_anew()
 
     def _record(self, decision: Decision) -> None:
         self._decision = decision
@@ -136,11 +138,23 @@ class HttpExchange:
         """Whether nothing touched this exchange since its decision; otherwise it is decided again."""
         if self._guard.generation == self._decided_at_generation:
             return True
+        self._decide_anew()
+        return False
+
+    def _decide_anew(self) -> None:
+        """Something that touches it changed, the way to its upstream perhaps."""
         if self._tries >= MAX_TRIES:
             self.refuse(Fault(Reason.DECISION_UNSTABLE))
+            return
+        table = self._services.routes()
+        try:
+            if table is None:
+                raise Fault(Reason.REVISION_MISSING)
+            self._route = table.match(self._request)
+        except Fault as fault:
+            self._record(self._services.decider.refuse(fault.reason))
         else:
             self._decide()
-        return False
 
     # --- forward -------------------------------------------------------------------------------------
 
@@ -172,6 +186,7 @@ class HttpExchange:
             upstream.abort()
             return
         self._upstream = upstream
+        self._services.registry.dialled(self._guard, upstream.leads_to)
         self._wait(self._route.response_timeout if self._body_done else self._services.settings.body_timeout)
         upstream.request_done = self._body_done
         upstream.write(self._request_head(self._permit))

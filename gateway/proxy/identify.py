@@ -23,7 +23,8 @@ MAX_CERTIFICATE_BYTES = 16 << 10
 @dataclass(frozen=True, slots=True, eq=False)
 class Peer:
     """A proven client, one connection's: each is equal to itself alone. `serial` is lower-case hex; times are seconds
-    since the Unix epoch; `spki_sha256` is over the DER SubjectPublicKeyInfo; `certificate` is DER."""
+    since the Unix epoch; `spki_sha256` is over the DER SubjectPublicKeyInfo; `certificate` is DER; `issuer` is the
+    identifier of the issuing CA's key (RFC 5280 §4.2.1.1) in lower-case hex."""
 
     id: SpiffeId
     serial: str
@@ -31,6 +32,7 @@ class Peer:
     not_after: float
     spki_sha256: bytes
     certificate: bytes
+    issuer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,16 @@ def identify(certificate: bytes | None, trust_domain: str) -> Peer:
         not_after=leaf.not_valid_after_utc.timestamp(),
         spki_sha256=hashlib.sha256(key).digest(),
         certificate=certificate,
+        issuer=_issuer(extensions),
     )
+
+
+def _issuer(extensions: x509.Extensions) -> str:
+    try:
+        authority = extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return ""
+    return (authority.key_identifier or b"").hex()
 
 
 def _check_leaf(extensions: x509.Extensions) -> None:

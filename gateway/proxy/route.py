@@ -34,6 +34,11 @@ class RouteTable:
                     return route
         raise Fault(Reason.ROUTE_UNKNOWN, f"host {request.host}")
 
+    @property
+    def places(self) -> dict[tuple[str, tuple[str, ...]], Route]:
+        """The routes by host and prefix."""
+        return {(host, prefix): route for host, each in self._hosts.items() for prefix, route in each.items()}
+
     def _add(self, route: Route) -> None:
         host = route.host.lower()
         prefixes = self._hosts.setdefault(host, {})

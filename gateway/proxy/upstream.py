@@ -49,6 +49,7 @@ class UpstreamSettings:
 class _Pool:
     """The connections to one address."""
 
+    address: Address
     clock: Clock
     settings: UpstreamSettings
     idle: list[UpstreamConnection] = field(default_factory=list)
@@ -140,7 +141,7 @@ class Upstreams:
     def _pool(self, address: Address) -> _Pool:
         pool = self._pools.get(address)
         if pool is None:
-            pool = self._pools[address] = _Pool(self._clock, self._settings)
+            pool = self._pools[address] = _Pool(address, self._clock, self._settings)
         return pool
 
     async def _dial(self, addresses: tuple[Address, ...], route: Route, method: bytes, sink: Sink) -> None:

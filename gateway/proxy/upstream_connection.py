@@ -12,6 +12,7 @@ from typing import Protocol, cast
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from gateway.proxy.http1 import HEAD_END, UNTIL_CLOSE, Body, Piece, ResponseHead, ResponseReader, body_of
+from policies.routes import Address
 
 WRITE_HIGH_WATER = 256 << 10
 MAX_INFORMATIONAL = 16
@@ -19,6 +20,11 @@ MAX_INFORMATIONAL = 16
 
 class Owner(Protocol):
     """Who keeps the connection while nobody uses it."""
+
+    @property
+    def address(self) -> Address:
+        """Where its connections lead, as the route names it."""
+        ...
 
     def opened(self, connection: UpstreamConnection) -> None: ...
 
@@ -126,6 +132,10 @@ class UpstreamConnection(asyncio.Protocol):
         self._sink = None
         if self._transport is not None:
             self._transport.abort()
+
+    @property
+    def leads_to(self) -> Address:
+        return self._owner.address
 
     @property
     def alive(self) -> bool:

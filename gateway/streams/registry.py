@@ -3,27 +3,38 @@
 Laws held here:
 - an exchange registers before its decision and leaves with its last byte, whatever it looks like (a watch may be a
   POST);
-- a change marks each exchange that it touches (`generation`); a decision made before the mark does not stand;
-- a revocation cuts at once, within the call that publishes it; any other change re-decides, and cuts what is denied;
+- a change marks each exchange that it touches (`generation`) before it returns; a decision made before the mark does
+  not stand;
+- a withdrawal (of an identity, a certificate, an issuer) cuts at once, within the call that publishes it, for
+  `SEVER_SECONDS` at most; what is left is cut in the turns of the event loop that follow, before anything else is done
+  here. Any other change re-decides (`gateway.streams.redecide`), and cuts what is denied;
 - cost follows the exchanges that a change touches, not those that are open.
+
+What ends within a tick is in no index: a change looks through all that are so young. What lives longer is found by
+identity, certificate, issuer, route and upstream.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Protocol, TypeVar
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from typing import Protocol
 
 from foundation.clock import Clock
 from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
+from gateway.difference import RevisionDifference
+from gateway.proxy.identify import Peer
 from gateway.snapshot import Snapshot, Touched
-from policies.model import FOREVER, Decision, Permit
+from gateway.streams.deadlines import Deadlines
+from gateway.streams.index import Index
+from gateway.streams.redecide import Cause, Redecider, Redecisions
+from policies.model import FOREVER, Decision, Denial, Permit
+from policies.routes import Route
 
-T = TypeVar("T")
 TICK_SECONDS = 0.05
-_REDECIDED_PER_TURN = 64
+SEVER_SECONDS = 0.05
 
 
 class Exchange:
@@ -31,25 +42,27 @@ class Exchange:
 
     cut: called at most once, with the reason; it aborts the client's connection and whatever is under way upstream.
     deadline: when its permission ends, in seconds since the Unix epoch; infinite until it is permitted.
+    upstream: what its bytes come from, once that is known (`Registry.dialled`).
     """
 
-    __slots__ = ("_cut", "deadline", "generation", "identity", "open", "permit", "redecide", "serial")
+    __slots__ = ("_cut", "deadline", "generation", "indexed", "open", "peer", "permit", "route", "upstream")
 
-    def __init__(self, identity: SpiffeId, serial: str, cut: Callable[[Reason], None]) -> None:
-        self.identity = identity
-        self.serial = serial
+    def __init__(self, peer: Peer, cut: Callable[[Reason], None]) -> None:
+        self.peer = peer
         self.generation = 0
         self.deadline = FOREVER
         self.permit: Permit | None = None
-        self.redecide: Callable[[], Awaitable[Decision]] | None = None
+        self.route: Route | None = None
+        self.upstream: Hashable = None
+        self.indexed = False
         self.open = True
         self._cut = cut
 
-    def permitted(self, permit: Permit, redecide: Callable[[], Awaitable[Decision]]) -> None:
-        """From now on it runs by `permit`; `redecide` asks the same question again."""
+    def permitted(self, permit: Permit, route: Route) -> None:
+        """From now on it runs by `permit`, over `route`."""
         self.permit = permit
+        self.route = route
         self.deadline = permit.deadline
-        self.redecide = redecide
 
     def cut(self, reason: Reason) -> None:
         """End it now."""
@@ -58,10 +71,10 @@ class Exchange:
             self._cut(reason)
 
     def forget(self) -> None:
-        """It is over: let go of what would cut it or ask for it again. Both lead back here, and such rings are left to
-        the garbage collector, which stops everything while it looks for them."""
+        """It is over: let go of what would cut it. That leads back here, and such rings are left to the garbage
+        collector, which stops everything while it looks for them."""
         self.open = False
-        self._cut, self.redecide = _nothing, None
+        self._cut = _nothing
 
 
 def _nothing(reason: Reason) -> None:
@@ -72,97 +85,179 @@ class Connection(Protocol):
     """A client's connection, idle or not."""
 
     @property
-    def identity(self) -> SpiffeId: ...
-
-    @property
-    def serial(self) -> str: ...
+    def peer(self) -> Peer: ...
 
     def abort(self, reason: Reason) -> None:
         """Close it now, without a TLS goodbye."""
         ...
 
 
-class Registry:
-    """Finds exchanges and connections by identity and by serial. One event loop owns it."""
+CutListener = Callable[[Reason, float], None]
+"""Told of each cut: its reason, and the seconds from when trust ended (the authority's commit, or the deadline)."""
 
-    def __init__(self, clock: Clock, record: Callable[[Decision], None]) -> None:
+
+class Registry:
+    """Finds exchanges and connections. One event loop owns it."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        record: Callable[[Decision], None],
+        redecider: Redecider,
+        on_cut: CutListener | None = None,
+    ) -> None:
         self._clock = clock
         self._record = record
-        self._exchanges: dict[SpiffeId | str, dict[Exchange, None]] = {}
-        self._connections: dict[SpiffeId | str, dict[Connection, None]] = {}
+        self._redecider = redecider
+        self._on_cut = on_cut
         self._young: dict[Exchange, None] = {}
-        self._due: list[tuple[float, int, Exchange]] = []
-        self._sequence = 0
-        self._pending: dict[Exchange, Reason] = {}
-        self._wake = asyncio.Event()
-        self.open_count = 0
+        self._by_identity: Index[SpiffeId, Exchange] = Index()
+        self._by_serial: Index[str, Exchange] = Index()
+        self._by_issuer: Index[str, Exchange] = Index()
+        self._by_route: Index[str, Exchange] = Index()
+        self._by_upstream: Index[Hashable, Exchange] = Index()
+        self._connections: Index[SpiffeId | str, Connection] = Index()
+        self._deadlines = Deadlines()
+        self._redecisions = Redecisions(clock, redecider, self._decided)
+        self._doomed: deque[tuple[Exchange | Connection, Cause]] = deque()
+        self._settled_count = 0
         self.cut_count = 0
+
+    @property
+    def open_count(self) -> int:
+        """Exchanges under way."""
+        return len(self._young) + self._settled_count
+
+    def open_by_route(self) -> dict[str, int]:
+        """Those that outlived a tick."""
+        return dict(self._by_route.sizes())
 
     # --- what the proxy calls -------------------------------------------------------------------
 
     def register(self, exchange: Exchange) -> None:
         """Before its decision."""
-        _add(self._exchanges, exchange, exchange.identity, exchange.serial)
         self._young[exchange] = None
-        self.open_count += 1
+
+    def dialled(self, exchange: Exchange, upstream: Hashable) -> None:
+        """`exchange` gets its answer from `upstream` now."""
+        if exchange.indexed:
+            self._by_upstream.remove(exchange.upstream, exchange)
+            self._by_upstream.add(upstream, exchange)
+        exchange.upstream = upstream
 
     def leave(self, exchange: Exchange) -> None:
         """With its last byte, however it ended. Leaving twice is leaving once."""
-        if _remove(self._exchanges, exchange, exchange.identity, exchange.serial):
-            exchange.forget()
+        if exchange.indexed:
+            self._unindex(exchange)
+        else:
             self._young.pop(exchange, None)
-            self._pending.pop(exchange, None)
-            self.open_count -= 1
+        exchange.forget()
 
     def connected(self, connection: Connection) -> None:
         """After the handshake, when the identity is known."""
-        _add(self._connections, connection, connection.identity, connection.serial)
+        for key in _keys(connection.peer):
+            self._connections.add(key, connection)
 
     def disconnected(self, connection: Connection) -> None:
-        _remove(self._connections, connection, connection.identity, connection.serial)
+        for key in _keys(connection.peer):
+            self._connections.remove(key, connection)
 
     def connections_of(self, identity: SpiffeId) -> int:
-        return len(self._connections.get(identity, ()))
+        return len(self._connections.of(identity))
 
     # --- what a new snapshot does ---------------------------------------------------------------
 
     def changed(self, snapshot: Snapshot, touched: Touched) -> None:
-        """A `gateway.snapshot.Listener`. Revoked ones are cut before this returns; the others are queued to be decided
-        again."""
-        if touched.everything:
-            self._mark(list(self._all_exchanges()))
+        """A `gateway.snapshot.Listener`. What lost its trust is cut before this returns; what else is touched is queued
+        to be decided again."""
+        if touched.policy is not None:
+            self._revised(touched.policy, touched.at)
             return
-        keys: list[SpiffeId | str] = [*touched.identities, *touched.serials]
-        for key in keys:
-            if _is_revoked(snapshot, key):
-                self._sever(key)
+        revoked = Cause(Reason.CUT_BY_REVOCATION, touched.at)
+        changed = Cause(Reason.CUT_BY_CHANGE, touched.at)
+        for identity in touched.identities:
+            if identity in snapshot.revoked_identities:
+                self._doom(identity, self._of_identity(identity), revoked)
             else:
-                self._mark(self._exchanges.get(key, ()))
+                self._mark(self._of_identity(identity), changed)
+        for serial in touched.serials:
+            self._doom(serial, self._of_serial(serial), revoked)
+        for issuer in touched.issuers:
+            self._doom(issuer, self._of_issuer(issuer), revoked)
+        self._sever(self._clock.monotonic() + SEVER_SECONDS)
 
-    def _sever(self, key: SpiffeId | str) -> None:
-        for exchange in list(self._exchanges.get(key, ())):
-            exchange.generation += 1
-            self._cut(exchange, Reason.CUT_BY_REVOCATION)
-        for connection in list(self._connections.get(key, ())):
-            connection.abort(Reason.CUT_BY_REVOCATION)
+    def _of_identity(self, identity: SpiffeId) -> list[Exchange]:
+        young = [each for each in self._young if each.peer.id == identity]
+        return [*self._by_identity.of(identity), *young]
 
-    def _mark(self, exchanges: Iterable[Exchange]) -> None:
+    def _of_serial(self, serial: str) -> list[Exchange]:
+        return [*self._by_serial.of(serial), *[each for each in self._young if each.peer.serial == serial]]
+
+    def _of_issuer(self, issuer: str) -> list[Exchange]:
+        return [*self._by_issuer.of(issuer), *[each for each in self._young if each.peer.issuer == issuer]]
+
+    def _revised(self, difference: RevisionDifference, at: float) -> None:
+        """A revision decides from now on. Every decision under way is made again; of those that stand, the ones that
+        `difference` may concern."""
+        self._mark(list(self._young), Cause(Reason.CUT_BY_CHANGE, at))
+        self._mark(self._concerned(difference), Cause(Reason.CUT_BY_CHANGE, at, difference.concerns))
+
+    def _concerned(self, difference: RevisionDifference) -> Iterable[Exchange]:
+        if difference.routes is None:
+            return [each for route, _ in list(self._by_route.sizes()) for each in self._by_route.of(route)]
+        found = {each: None for route in difference.routes for each in self._by_route.of(route)}
+        found.update((each, None) for upstream in difference.upstreams for each in self._by_upstream.of(upstream))
+        return found
+
+    def _mark(self, exchanges: Iterable[Exchange], cause: Cause) -> None:
         for exchange in exchanges:
             exchange.generation += 1
             if exchange.permit is not None:
-                self._pending[exchange] = Reason.CUT_BY_CHANGE
-        self._wake.set()
+                self._redecisions.add(exchange, cause)
 
-    # --- the one task that re-decides -------------------------------------------------------------
+    def _doom(self, key: SpiffeId | str, exchanges: Iterable[Exchange], cause: Cause) -> None:
+        for exchange in exchanges:
+            exchange.generation += 1
+            self._doomed.append((exchange, cause))
+        self._doomed.extend((connection, cause) for connection in self._connections.of(key))
+
+    def _sever(self, until: float) -> None:
+        """Cut what is doomed, until this moment (monotonic seconds)."""
+        cut: list[Exchange] = []
+        while self._doomed:
+            doomed, cause = self._doomed.popleft()
+            if isinstance(doomed, Exchange):
+                if doomed.open:
+                    self._cut(doomed, cause)
+                    cut.append(doomed)
+            else:
+                doomed.abort(cause.reason)
+            if self._clock.monotonic() >= until:
+                break
+        for exchange in cut:
+            self._record_withdrawal(exchange)
+        if self._doomed:
+            self._redecisions.wake()
+
+    def _record_withdrawal(self, exchange: Exchange) -> None:
+        """What had been permitted is on record as denied from now on."""
+        decision = self._redecider.again_now(exchange) if exchange.permit is not None else None
+        if isinstance(decision, Denial):
+            self._record(decision)
+
+    # --- what time does -----------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Re-decide what changes marked and what reached its deadline, until cancelled. The orchestrator owns this."""
+        """Cut and re-decide what changes marked and what reached its deadline, until cancelled. The orchestrator owns
+        this."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._tick())
             while True:
-                await self._wake.wait()
-                self._wake.clear()
-                await self._redecide_pending()
+                await self._redecisions.wait()
+                while self._doomed:
+                    self._sever(self._redecisions.slice_end())
+                    await asyncio.sleep(0)
+                await self._redecisions.run()
 
     async def _tick(self) -> None:
         while True:
@@ -170,76 +265,54 @@ class Registry:
             self.expire()
 
     def expire(self) -> None:
-        """Queue what has reached its deadline. Exchanges that outlived a tick move to a heap; most never do."""
-        now = self._clock.now()
-        for exchange in [each for each in self._young if each.permit is not None]:
-            del self._young[exchange]
-            self._schedule(exchange)
-        while self._due and self._due[0][0] <= now:
-            exchange = heapq.heappop(self._due)[2]
-            if exchange.open:
-                exchange.generation += 1
-                self._pending[exchange] = Reason.CUT_BY_DEADLINE
-                self._wake.set()
+        """Index what has outlived a tick (most never do), and queue what has reached its deadline."""
+        if self._young:
+            for exchange in [each for each in self._young if each.permit is not None]:
+                del self._young[exchange]
+                self._index(exchange)
+                self._deadlines.schedule(exchange)
+        for exchange in self._deadlines.reached(self._clock.now()):
+            exchange.generation += 1
+            self._redecisions.add(exchange, Cause(Reason.CUT_BY_DEADLINE, exchange.deadline))
 
-    def _schedule(self, exchange: Exchange) -> None:
-        if exchange.deadline == FOREVER:
-            return
-        self._sequence += 1
-        heapq.heappush(self._due, (exchange.deadline, self._sequence, exchange))
-        if len(self._due) > 2 * self.open_count + 1024:
-            self._due = [entry for entry in self._due if entry[2].open]
-            heapq.heapify(self._due)
-
-    async def _redecide_pending(self) -> None:
-        done = 0
-        while self._pending:
-            exchange = next(iter(self._pending))
-            await self._redecide(exchange, self._pending.pop(exchange))
-            done += 1
-            if done % _REDECIDED_PER_TURN == 0:
-                await asyncio.sleep(0)
-
-    async def _redecide(self, exchange: Exchange, reason: Reason) -> None:
-        if not exchange.open or exchange.redecide is None:
-            return
-        decision = await exchange.redecide()
+    def _decided(self, exchange: Exchange, decision: Decision, cause: Cause) -> None:
+        """`exchange` was decided again."""
         if isinstance(decision, Permit):
-            exchange.permit = decision
-            if decision.deadline != exchange.deadline:
-                exchange.deadline = decision.deadline
-                self._schedule(exchange)
+            moved = decision.deadline != exchange.deadline or cause.reason is Reason.CUT_BY_DEADLINE
+            exchange.permit, exchange.deadline = decision, decision.deadline
+            if moved and exchange.indexed:
+                self._deadlines.schedule(exchange)
             return
-        self._cut(exchange, reason)
+        self._cut(exchange, cause)
         self._record(decision)
 
-    def _cut(self, exchange: Exchange, reason: Reason) -> None:
+    def _cut(self, exchange: Exchange, cause: Cause) -> None:
         self.cut_count += 1
-        exchange.cut(reason)
+        exchange.cut(cause.reason)
         self.leave(exchange)
+        if self._on_cut is not None:
+            self._on_cut(cause.reason, max(0.0, self._clock.now() - cause.since) if cause.since else 0.0)
 
-    def _all_exchanges(self) -> Iterable[Exchange]:
-        for key, exchanges in self._exchanges.items():
-            if isinstance(key, SpiffeId):
-                yield from exchanges
+    def _index(self, exchange: Exchange) -> None:
+        peer, route = exchange.peer, exchange.route
+        exchange.indexed = True
+        self._settled_count += 1
+        self._by_identity.add(peer.id, exchange)
+        self._by_serial.add(peer.serial, exchange)
+        self._by_issuer.add(peer.issuer, exchange)
+        self._by_route.add(route.name if route is not None else "", exchange)
+        self._by_upstream.add(exchange.upstream, exchange)
+
+    def _unindex(self, exchange: Exchange) -> None:
+        peer, route = exchange.peer, exchange.route
+        exchange.indexed = False
+        self._settled_count -= 1
+        self._by_identity.remove(peer.id, exchange)
+        self._by_serial.remove(peer.serial, exchange)
+        self._by_issuer.remove(peer.issuer, exchange)
+        self._by_route.remove(route.name if route is not None else "", exchange)
+        self._by_upstream.remove(exchange.upstream, exchange)
 
 
-def _is_revoked(snapshot: Snapshot, key: SpiffeId | str) -> bool:
-    return key in snapshot.revoked_serials if isinstance(key, str) else key in snapshot.revoked_identities
-
-
-def _add(index: dict[SpiffeId | str, dict[T, None]], item: T, *keys: SpiffeId | str) -> None:
-    for key in keys:
-        index.setdefault(key, {})[item] = None
-
-
-def _remove(index: dict[SpiffeId | str, dict[T, None]], item: T, *keys: SpiffeId | str) -> bool:
-    found = False
-    for key in keys:
-        members = index.get(key)
-        if members is not None and item in members:
-            found = True
-            del members[item]
-            if not members:
-                del index[key]
-    return found
+def _keys(peer: Peer) -> tuple[SpiffeId | str, ...]:
+    return (peer.id, peer.serial, peer.issuer)

@@ -24,12 +24,13 @@ from policies.engine import CompiledPolicy
 from policies.lifecycle.archive import pack, unpack
 from policies.lifecycle.signing import MANIFEST_PURPOSE, SigningKey, VerifyingKey, check_signature, sign
 from policies.lifecycle.workspace import Workspace
+from policies.projection import DataReads
 from policies.routes import Address, Route, RouteClass, RouteType
 from policies.settings import CompileSettings
 
 FORMAT = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
-_FIXED = ("data.json", "policy.wasm", "reads.json", "routes.json")
+_FIXED = ("data.json", "data-reads.json", "policy.wasm", "reads.json", "routes.json")
 _REGO = "rego/"
 _MS = 1000
 _MAX_MANIFEST_BYTES = 256 << 10
@@ -166,6 +167,9 @@ def _check_members(manifest: _Manifest, contents: Mapping[str, bytes]) -> None:
 
 def _members(compiled: CompiledPolicy, routes: tuple[Route, ...]) -> dict[str, bytes]:
     members = {
+        "data-reads.json": _canonical(
+            [[each if isinstance(each, str) else list(each) for each in path] for path in compiled.data_reads]
+        ),
         "data.json": _canonical(compiled.data),
         "policy.wasm": compiled.wasm,
         "reads.json": _canonical([list(path) for path in compiled.reads]),
@@ -181,7 +185,22 @@ def _compiled(contents: Mapping[str, bytes]) -> CompiledPolicy:
         raise Fault(Reason.REVISION_MALFORMED, "data or reads have the wrong type")
     rego = {name.removeprefix(_REGO): text for name, text in contents.items() if name.startswith(_REGO)}
     paths = tuple(Fields({"path": path}, "reads.json", Reason.REVISION_MALFORMED).texts("path") for path in reads)
-    return CompiledPolicy(policy_digest(rego, data), contents["policy.wasm"], rego, data, paths)
+    data_reads = _data_reads(contents["data-reads.json"])
+    return CompiledPolicy(policy_digest(rego, data), contents["policy.wasm"], rego, data, paths, data_reads)
+
+
+def _data_reads(raw: bytes) -> DataReads:
+    """Paths of `data` as `_members` wrote them: keys, and places of `input` as arrays."""
+    document = strict_json(raw, "data-reads.json", Reason.REVISION_MALFORMED)
+    if not isinstance(document, list) or not all(isinstance(path, list) for path in document):
+        raise Fault(Reason.REVISION_MALFORMED, "data reads have the wrong type")
+    return tuple(tuple(_data_key(key) for key in path) for path in document)
+
+
+def _data_key(key: object) -> str | tuple[str, ...]:
+    if isinstance(key, str):
+        return key
+    return Fields({"key": key}, "data-reads.json", Reason.REVISION_MALFORMED).texts("key")
 
 
 def _routes(raw: bytes) -> tuple[Route, ...]:

@@ -36,7 +36,7 @@ async def test_a_revision_that_flips_during_the_decision_is_the_one_that_decides
     peer = Peer(spiffe(), "aa", 0.0, plane.clock.now() + 1000, b"", b"")
     for _ in range(FLIPS):
         plane.publish(engine=Flipping(plane))
-        exchange = Exchange(spiffe(), "aa", lambda reason: None)
+        exchange = Exchange(peer, lambda reason: None)
         plane.registry.register(exchange)
         decision = await plane.decider.decide(peer, request(), plane.routes[0], exchange)
         assert isinstance(decision, Denial)

@@ -64,7 +64,7 @@ def revoke_identity(plane: DataPlane) -> None:
 
 def revoke_serial(plane: DataPlane) -> None:
     (connection,) = plane.listener._connections
-    plane.store.apply(Revocation(1, spiffe(), connection.serial, "key_compromise", 1.0))
+    plane.store.apply(Revocation(1, spiffe(), connection.peer.serial, "key_compromise", 1.0))
 
 
 def fail_posture(plane: DataPlane) -> None:

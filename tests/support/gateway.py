@@ -30,6 +30,7 @@ from gateway.proxy.services import ConnectionServices, GatewayListenerSettings
 from gateway.proxy.upstream import Upstreams, UpstreamSettings
 from gateway.snapshot import PolicyPart, SnapshotStore
 from gateway.streams.registry import Registry
+from policies.model import Decision
 from policies.routes import Address, Route, RouteType
 from tests.fakes.clock import ManualClock
 from tests.fakes.trust import HARDWARE, TRUST_DOMAIN, FakeEngine, record, spiffe
@@ -174,20 +175,21 @@ class DataPlane:
     upstream_settings: UpstreamSettings = field(default_factory=UpstreamSettings)
 
     def __post_init__(self) -> None:
+        self.redecided: list[Decision] = []
         self.clock = ManualClock(time.time())
         self.authority = SmallAuthority(self.folder, "fleet")
         self.engine = FakeEngine(cached=True)
         self.store = SnapshotStore()
         self.recorded, self.metrics = Recorded(), Counted()
-        self.registry = Registry(self.clock, lambda decision: None)
+        ids = DecisionIds(self.clock)
+        self.decider = Decider(self.store, self.clock, StalenessSettings(), Obligations(self.clock), ids)
+        self.registry = Registry(self.clock, self.redecided.append, self.decider)
         self.store.listen(self.registry.changed)
         self.store.apply(Heartbeat(self.clock.now() + 10_000, SnapshotNumbers(1, 0, 0, 0)))
         self.know("edge-1")
         self.publish()
         self.server = self.authority.server("gateway", HOST)
         self.context = server_context(self.server, client_roots=self.authority.pem)
-        ids = DecisionIds(self.clock)
-        self.decider = Decider(self.store, self.clock, StalenessSettings(), Obligations(self.clock), ids)
         self.upstreams = Upstreams(self.upstream_settings, self.clock)
         self.services = ConnectionServices(
             self.settings,

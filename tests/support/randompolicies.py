@@ -40,6 +40,18 @@ QUERY_REFERENCES = [
     "input.target.labels.a",
     "input.nothing",
 ]
+DATA_REFERENCES = [
+    "data.tables.a",
+    "data.tables.a.b",
+    "data.tables[input.route]",
+    "data.tables[input.route].a",
+    "data.tables[input.identity.segment].b.x",
+    "data.tables.b[input.identity.site]",
+    "data.tables[input.request.method]",
+    "data.tables[input.identity.tier]",
+    "data.tables[input.nothing]",
+    "data.list",
+]
 HELPERS = 2
 FUNCTIONS = 2
 
@@ -54,6 +66,13 @@ def query_policy(seed: int) -> str:
     obligation."""
     answer = 'decision := {"allow": true, "reasons": ["granted"], "obligations": [{"kind": "x", "found": sort(found)}]}'
     return answer + "\n" + _Writer(random.Random(seed), QUERY_REFERENCES).policy("found")
+
+
+def data_policy(seed: int) -> str:
+    """As `query_policy`, and most of what it looks at is `data`."""
+    answer = 'decision := {"allow": true, "reasons": ["granted"], "obligations": [{"kind": "x", "found": sort(found)}]}'
+    references = [*QUERY_REFERENCES[::3], *DATA_REFERENCES * 3]
+    return answer + "\n" + _Writer(random.Random(seed), references).policy("found")
 
 
 def document(chance: random.Random, depth: int = 3) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, cast
 from gateway.proxy.http1 import Limits, ResponseHead, ResponseReader
 from gateway.proxy.upstream import UpstreamSettings, _Pool
 from gateway.proxy.upstream_connection import Sink, UpstreamConnection
+from policies.routes import Address
 from tests.fakes.clock import ManualClock
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -44,7 +45,7 @@ class FullClient:
 
 
 def test_an_answer_that_fills_the_client_does_not_stop_the_next_exchanges_answer() -> None:
-    pool, transport = _Pool(ManualClock(), UpstreamSettings()), Transport()
+    pool, transport = _Pool(Address("127.0.0.1", 1), ManualClock(), UpstreamSettings()), Transport()
     connection = UpstreamConnection(pool, ResponseReader(Limits(1 << 14, 64)))
     connection.connection_made(transport)
     client = FullClient(connection)

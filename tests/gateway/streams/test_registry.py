@@ -8,16 +8,20 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from foundation.identifiers import SpiffeId
 from foundation.identity import IdentityChanged, Revocation, SnapshotNumbers
 from foundation.reasons import Reason
-from gateway.snapshot import SnapshotStore
-from gateway.streams.registry import TICK_SECONDS, Exchange, Registry
+from gateway.proxy.identify import Peer
+from gateway.proxy.route import RouteTable
+from gateway.snapshot import PolicyPart, SnapshotStore, Touched
+from gateway.streams.redecide import ASKED_AT_ONCE
+from gateway.streams.registry import SEVER_SECONDS, TICK_SECONDS, Exchange, Registry
 from policies.model import FOREVER, Answer, Decision, Denial, Permit, Query, Staleness, judge
+from policies.routes import Address, Route, RouteType
 from tests.fakes.clock import ManualClock
-from tests.fakes.trust import ALLOW, HARDWARE, record, request, spiffe
+from tests.fakes.trust import ALLOW, HARDWARE, FakeEngine, record, request, spiffe
 
 NUMBERS = SnapshotNumbers(1, 0, 0, 0)
+ROUTE = Route("api", RouteType.HTTP, "*", (), (Address("127.0.0.1", 1),))
 
 
 class Cuts(list[Reason]):
@@ -27,9 +31,13 @@ class Cuts(list[Reason]):
         self.append(reason)
 
 
+def peer(name: str = "edge-1", serial: str = "aa", issuer: str = "ca-1") -> Peer:
+    return Peer(spiffe(name), serial, 0.0, FOREVER, b"", b"", issuer)
+
+
 class IdleConnection:
-    def __init__(self, identity: SpiffeId, serial: str) -> None:
-        self.identity, self.serial, self.cuts = identity, serial, Cuts()
+    def __init__(self, who: Peer) -> None:
+        self.peer, self.cuts = who, Cuts()
 
     def abort(self, reason: Reason) -> None:
         self.cuts(reason)
@@ -46,24 +54,43 @@ def denial() -> Denial:
     return Denial("d-2", None, (Reason.NO_GRANT,), NUMBERS)
 
 
-class Bench:
-    """A registry behind a store, with the decisions it recorded."""
+class Answers:
+    """Implements `gateway.streams.redecide.Redecider`: what a test said of each exchange. `slow` asks an engine."""
 
     def __init__(self) -> None:
-        self.clock, self.store = ManualClock(), SnapshotStore()
+        self.of: dict[Exchange, Decision] = {}
+        self.slow, self.asked = False, 0
+
+    def again_now(self, exchange: Exchange) -> Decision | None:
+        self.asked += not self.slow
+        return None if self.slow else self.of[exchange]
+
+    async def again(self, exchange: Exchange) -> Decision:
+        self.asked += 1
+        await asyncio.sleep(0)
+        return self.of[exchange]
+
+
+class Bench:
+    """A registry behind a store, with the decisions it recorded, and the cuts with their times."""
+
+    def __init__(self) -> None:
+        self.clock, self.store, self.answers = ManualClock(), SnapshotStore(), Answers()
         self.recorded: list[Decision] = []
-        self.registry = Registry(self.clock, self.recorded.append)
+        self.timed: list[tuple[Reason, float]] = []
+        self.registry = Registry(
+            self.clock, self.recorded.append, self.answers, lambda reason, seconds: self.timed.append((reason, seconds))
+        )
         self.store.listen(self.registry.changed)
 
-    def open(self, name: str, serial: str, answer: Decision, deadline: float = FOREVER) -> tuple[Exchange, Cuts]:
+    def open(
+        self, name: str, serial: str, answer: Decision, deadline: float = FOREVER, *, issuer: str = "ca-1"
+    ) -> tuple[Exchange, Cuts]:
         cuts = Cuts()
-        exchange = Exchange(spiffe(name), serial, cuts)
+        exchange = Exchange(peer(name, serial, issuer), cuts)
         self.registry.register(exchange)
-
-        async def redecide() -> Decision:
-            return answer
-
-        exchange.permitted(permit(deadline), redecide)
+        exchange.permitted(permit(deadline), ROUTE)
+        self.answers.of[exchange] = answer
         return exchange, cuts
 
     @asynccontextmanager
@@ -88,7 +115,7 @@ def revoke(name: str = "edge-1", serial: str = "", number: int = 1) -> Revocatio
 def test_revoking_an_identity_cuts_its_exchanges_and_idle_connections_before_publishing_returns() -> None:
     bench = Bench()
     (_, mine), (_, other) = bench.open("edge-1", "aa", permit()), bench.open("edge-2", "bb", permit())
-    idle = IdleConnection(spiffe("edge-1"), "aa")
+    idle = IdleConnection(peer())
     bench.registry.connected(idle)
     bench.store.apply(revoke())
     assert mine == [Reason.CUT_BY_REVOCATION]
@@ -140,7 +167,7 @@ async def test_a_deadline_cuts_unless_it_was_moved() -> None:
 
 def test_a_change_marks_an_exchange_that_is_still_being_decided() -> None:
     bench = Bench()
-    exchange = Exchange(spiffe(), "aa", Cuts())
+    exchange = Exchange(peer(), Cuts())
     bench.registry.register(exchange)
     bench.store.apply(IdentityChanged(1, record(epoch=2)))
     assert exchange.generation == 1
@@ -154,6 +181,123 @@ def test_an_exchange_that_left_is_never_cut() -> None:
     bench.store.apply(revoke())
     assert cuts == []
     assert bench.registry.open_count == 0
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_what_is_withdrawn_is_found_young_and_old(settled: bool) -> None:
+    withdrawals = {
+        "identity": Touched(identities=frozenset({spiffe("edge-1")})),
+        "serial": Touched(serials=frozenset({"aa"})),
+        "issuer": Touched(issuers=frozenset({"ca-1"})),
+    }
+    for kind, touched in withdrawals.items():
+        bench = Bench()
+        (_, mine) = bench.open("edge-1", "aa", denial())
+        (_, other) = bench.open("edge-2", "bb", permit(), issuer="ca-2")
+        idle, idle_other = IdleConnection(peer()), IdleConnection(peer("edge-2", "bb", "ca-2"))
+        bench.registry.connected(idle)
+        bench.registry.connected(idle_other)
+        if settled:
+            bench.registry.expire()
+        revoked = SnapshotStore()
+        revoked.apply(revoke())
+        bench.registry.changed(revoked.current, touched)
+        assert (mine, idle.cuts) == ([Reason.CUT_BY_REVOCATION], [Reason.CUT_BY_REVOCATION]), kind
+        assert (other, idle_other.cuts) == ([], []), kind
+        assert [type(each) for each in bench.recorded] == [Denial], kind
+
+
+def test_a_disconnected_connection_is_not_found() -> None:
+    bench = Bench()
+    idle = IdleConnection(peer())
+    bench.registry.connected(idle)
+    assert bench.registry.connections_of(spiffe("edge-1")) == 1
+    bench.registry.disconnected(idle)
+    bench.store.apply(revoke())
+    assert idle.cuts == []
+    assert bench.registry.connections_of(spiffe("edge-1")) == 0
+
+
+def test_nothing_is_left_of_what_left() -> None:
+    bench = Bench()
+    exchanges = [bench.open(f"edge-{i}", f"{i:02x}", permit())[0] for i in range(4)]
+    bench.registry.expire()
+    bench.registry.dialled(exchanges[0], "elsewhere")
+    assert bench.registry.open_by_route() == {"api": 4}
+    for exchange in exchanges:
+        bench.registry.leave(exchange)
+    registry = bench.registry
+    indexes = (registry._by_identity, registry._by_serial, registry._by_issuer, registry._by_route)
+    assert [list(index.sizes()) for index in (*indexes, registry._by_upstream)] == [[]] * 5
+    assert registry.open_count == 0
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_each_exchange_is_decided_again_once_however_many_changes_touch_it(slow: bool) -> None:
+    bench = Bench()
+    bench.answers.slow = slow
+    count = 3 * ASKED_AT_ONCE
+    cuts = [bench.open("edge-1", "aa", denial() if i % 2 else permit())[1] for i in range(count)]
+    async with bench.running():
+        bench.store.apply(IdentityChanged(1, record("edge-1", epoch=2)))
+        bench.store.apply(IdentityChanged(2, record("edge-1", epoch=3)))
+        for _ in range(20):
+            await settle()
+    assert bench.answers.asked == count
+    assert cuts == [[Reason.CUT_BY_CHANGE] if i % 2 else [] for i in range(count)]
+
+
+async def test_a_new_revision_asks_about_everything_when_nobody_knows_what_it_changed() -> None:
+    bench = Bench()
+    (_, cut), (_, kept) = bench.open("edge-1", "aa", denial()), bench.open("edge-2", "bb", permit())
+    bench.registry.expire()
+    undecided = Exchange(peer(), Cuts())
+    bench.registry.register(undecided)
+    async with bench.running():
+        bench.store.publish_policy(PolicyPart(2, "two", FakeEngine(), RouteTable(())), bench.clock.now() - 3)
+        assert undecided.generation == 1
+        await settle()
+    assert (cut, kept) == ([Reason.CUT_BY_CHANGE], [])
+    assert bench.timed == [(Reason.CUT_BY_CHANGE, 3.0)]
+
+
+async def test_a_deadline_that_an_answer_names_again_is_not_forgotten() -> None:
+    """A decision at the very deadline may permit until the same one."""
+    bench = Bench()
+    now = bench.clock.now()
+    exchange, cuts = bench.open("edge-1", "aa", permit(now + 10), now + 10)
+    async with bench.running():
+        bench.clock.advance(10.0)
+        await settle()
+        bench.clock.advance(TICK_SECONDS)
+        await settle()
+        assert cuts == []
+        bench.answers.of[exchange] = denial()
+        bench.clock.advance(TICK_SECONDS)
+        await settle()
+    assert cuts == [Reason.CUT_BY_DEADLINE]
+
+
+class Sluggish(ManualClock):
+    """Time passes while one looks at it."""
+
+    def monotonic(self) -> float:
+        self._monotonic += SEVER_SECONDS
+        return super().monotonic()
+
+
+async def test_what_is_too_much_for_one_call_is_cut_in_the_turns_that_follow() -> None:
+    bench = Bench()
+    cuts = [bench.open("edge-1", "aa", denial())[1] for _ in range(50)]
+    bench.registry._clock = Sluggish()
+    bench.store.apply(revoke())
+    assert 0 < sum(map(len, cuts)) < 50
+    assert all(exchange.generation for exchange in bench.answers.of)  # none is decided as if nothing had happened
+    async with bench.running():
+        for _ in range(50):
+            await settle()
+    assert cuts == [[Reason.CUT_BY_REVOCATION]] * 50
+    assert len(bench.recorded) == 50
 
 
 @pytest.mark.parametrize("count", [1, 500])
