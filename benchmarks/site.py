@@ -83,7 +83,15 @@ def initialise(folder: Path, workspace: Mapping[str, bytes] | None = None) -> Si
     for name, port in site.ports.items():
         words += [f"--{name}-port", str(port)]
     command(words)
+    _take_all_from_here(site)
     return site
+
+
+def _take_all_from_here(site: Site) -> None:
+    """A whole fleet comes from one address here."""
+    text = site.config.read_text()
+    limits = "[gateway.listener]\nsource_handshakes = 1000000\nsource_burst = 1000000\n"
+    site.config.write_text(text.replace("[gateway.listener]\n", limits))
 
 
 def enlist(site: Site, nodes: int, roles: tuple[str, ...], *, certified: int = 0, tokens: int = 0) -> None:

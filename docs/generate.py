@@ -31,6 +31,7 @@ from gateway.configuration import SystemSettings
 from gateway.feed import UpstreamAuthoritySettings
 from gateway.fleet.staleness import StalenessSettings
 from gateway.health import HealthSettings
+from gateway.proxy.overload import OverloadSettings
 from gateway.proxy.services import GatewayListenerSettings
 from gateway.proxy.upstream import UpstreamSettings
 from pki.api.enrolment import enrolment_routes, renewal_routes
@@ -76,6 +77,7 @@ def settings() -> str:
         "gateway.listener": GatewayListenerSettings.parse,
         "gateway.upstreams": UpstreamSettings.parse,
         "gateway.staleness": StalenessSettings.parse,
+        "gateway.overload": OverloadSettings.parse,
         "agent": AgentSettings.parse,
     }
     rows = [f"| `{path}` | {kind} | {_code(default)} |" for path, kind, default in settings_rows(sections)]

@@ -63,7 +63,16 @@ def problem(fault: Fault) -> Problem:
     return body
 
 
-_AGAIN_SOON = frozenset({Reason.OVERLOADED, Reason.RATE_LIMITED, Reason.DRAINING, Reason.DECISION_UNSTABLE})
+_AGAIN_SOON = frozenset(
+    {
+        Reason.OVERLOADED,
+        Reason.RATE_LIMITED,
+        Reason.CONNECTION_LIMIT,
+        Reason.CONNECTION_MEMORY,
+        Reason.DRAINING,
+        Reason.DECISION_UNSTABLE,
+    }
+)
 _PASSING = frozenset({429, 503})
 
 

@@ -103,6 +103,13 @@ class Reason(Enum):
     UPSTREAM_TIMEOUT = _Text(504, "the upstream did not answer in time", "check the upstream's load")
     OVERLOADED = _Text(503, "too much is under way", "try again after the time in Retry-After")
     RATE_LIMITED = _Text(429, "the caller's rate is used up", "try again after the time in Retry-After")
+    CONNECTION_LIMIT = _Text(
+        429, "the caller has too many connections open", "close some, or ask over those that are open"
+    )
+    SOURCE_RATE_LIMITED = _Text(
+        429, "too many handshakes from this address", "connect less often, and keep connections"
+    )
+    CONNECTION_MEMORY = _Text(503, "too much is held for this connection", "read answers as fast as they are asked for")
     DRAINING = _Text(503, "this gateway is shutting down", "try another gateway")
 
     # --- Streams: why one was cut ---------------------------------------------------------------------

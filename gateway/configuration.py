@@ -135,6 +135,7 @@ socket = "{state}/sallyport.sock"   # for this machine's root
 [gateway.listener]
 host = "{host}"
 port = {gateway_port}
+# Limits have safe defaults: docs/operations.md. Where a whole site comes from one address, see source_burst there.
 
 [policy]
 engine = "wasm"                 # or "opa": a real OPA server, see [policy.opa]
@@ -184,6 +185,7 @@ socket = "{state}/sallyport.sock"   # for this machine's root
 [gateway.listener]
 host = "{host}"
 port = {gateway_port}
+# Limits have safe defaults: docs/operations.md. Where a whole site comes from one address, see source_burst there.
 
 [gateway.staleness]             # how long facts serve without a heartbeat of the authority, by the route's class
 stale_after = "30s"

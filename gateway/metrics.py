@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from foundation.reasons import Reason
 from gateway.snapshot import SnapshotStore
 from gateway.streams.registry import Registry
+from policies.routes import Priority
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60, 600)
 
@@ -28,6 +29,7 @@ class GatewayMetrics:
         )
         self._connections = Gauge("sallyport_connections", "Client connections that are open", registry=registry)
         self._refused = Counter("sallyport_connections_refused", "Connections refused", ("reason",), registry=registry)
+        self._shed = Counter("sallyport_requests_shed", "Requests turned away", ("priority",), registry=registry)
         self._dropped = Counter("sallyport_decisions_dropped", "Decisions no longer on record", registry=registry)
         self._registry = registry
         self._children: dict[tuple[str, Reason, int], tuple[Counter, Histogram]] = {}
@@ -47,6 +49,10 @@ class GatewayMetrics:
 
     def refused_connection(self, reason: Reason) -> None:
         self._refused.labels(reason.code).inc()
+
+    def shed(self, priority: Priority) -> None:
+        """A request of a route of this priority was turned away, so that others are served."""
+        self._shed.labels(priority.value).inc()
 
     def dropped(self, count: int) -> None:
         """Decisions that the decision log did not keep, or keeps no longer."""

@@ -62,6 +62,7 @@ from gateway.metrics import GatewayMetrics
 from gateway.proxy.decide import Decider
 from gateway.proxy.listener import Listener
 from gateway.proxy.oblige import Obligations
+from gateway.proxy.overload import Overload, OverloadSettings
 from gateway.proxy.record import Records
 from gateway.proxy.services import ConnectionServices, GatewayListenerSettings
 from gateway.proxy.upstream import Upstreams, UpstreamSettings
@@ -123,6 +124,7 @@ class Settings:
     listener: GatewayListenerSettings
     upstreams: UpstreamSettings
     staleness: StalenessSettings
+    overload: OverloadSettings
     health: HealthSettings
 
     @classmethod
@@ -144,6 +146,7 @@ class Settings:
             listener=GatewayListenerSettings.parse(gateway.section("listener", optional=True)),
             upstreams=UpstreamSettings.parse(gateway.section("upstreams", optional=True)),
             staleness=StalenessSettings.parse(gateway.section("staleness", optional=True)),
+            overload=OverloadSettings.parse(gateway.section("overload", optional=True)),
             health=HealthSettings.parse(section("health")),
         )
         gateway.finish()
@@ -324,6 +327,7 @@ class Orchestrator:
             Upstreams(settings.upstreams, base.time),
             base.metrics,
             base.telemetry.span,
+            Overload(settings.overload),
         )
         return _GatewayParts(
             store,

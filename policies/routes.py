@@ -26,6 +26,15 @@ class RouteClass(StrEnum):
     TOLERANT = "tolerant"
 
 
+class Priority(StrEnum):
+    """What is served when not everything can be: `low` is turned away first, `critical` last."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where to dial. `tls` means TLS with verification against `ca_file` (system roots when empty)."""
@@ -53,3 +62,4 @@ class Route:
     connect_timeout: float = 5.0
     response_timeout: float = 60.0
     service: str = ""  # of a stream route: the service's name on the target node
+    priority: Priority = Priority.NORMAL

@@ -48,6 +48,11 @@ class ClientConnection(asyncio.Protocol):
         self._registered = False
         self.due = NEVER
 
+    @property
+    def buffered(self) -> int:
+        """Bytes that are held for this client, in either direction."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
     # --- what each protocol does in its own way -------------------------------------------------------
 
     def _welcomed(self) -> None:
@@ -78,6 +83,7 @@ class ClientConnection(asyncio.Protocol):
         self._siblings.add(self)
         try:
             self._identify(stream)
+            self._admit()
         except Fault as fault:
             self.services.metrics.refused_connection(fault.reason)
             self._turned_away(fault)
@@ -103,7 +109,11 @@ class ClientConnection(asyncio.Protocol):
         table = self.services.routes()
         if table is None:
             raise Fault(Reason.REVISION_MISSING)
-        return HttpExchange(client, head, request, table.match(request))
+        route = table.match(request)
+        if not self.services.overload.admits(route.priority, self.services.registry.open_count):
+            self.services.metrics.shed(route.priority)
+            raise Fault(Reason.OVERLOADED)
+        return HttpExchange(client, head, request, route)
 
     def _record_refusal(self, fault: Fault, method: bytes, target: bytes, then: Callable[[Refusal], None]) -> None:
         """Put on record that something is no request, or has no route; `then` tells it."""
@@ -142,9 +152,16 @@ class ClientConnection(asyncio.Protocol):
 
     def _identify(self, transport: asyncio.Transport) -> None:
         peer = identify(peer_certificate(transport), self.services.trust_domain)
-        registry, settings = self.services.registry, self.services.settings
-        if registry.connections_of(peer.id) >= settings.connections_per_identity:
-            raise Fault(Reason.OVERLOADED, "too many connections of this identity")
         self.caller = Caller.of(peer)
+
+    def _admit(self) -> None:
+        registry, most = self.services.registry, self.services.settings.connections_per_identity
+        if registry.connections_of(self.caller.peer.id) >= most:
+            self._record_refusal(Fault(Reason.CONNECTION_LIMIT), b"", b"", _told_already)
+            raise Fault(Reason.CONNECTION_LIMIT, f"at most {most} of one identity")
         registry.connected(self)
         self._registered = True
+
+
+def _told_already(told: Refusal) -> None:
+    """The connection itself is refused, and that was told when it came."""

@@ -87,6 +87,11 @@ class HttpExchange:
         self.due = NEVER
         self.over = False
 
+    @property
+    def buffered(self) -> int:
+        """Bytes that are held for the upstream, or came from it and were not passed on."""
+        return self._upstream.buffered if self._upstream is not None else 0
+
     # --- decide and record --------------------------------------------------------------------------
 
     def begin(self) -> None:
@@ -169,8 +174,8 @@ class HttpExchange:
     def _unfit(self) -> Fault | None:
         """Why a permitted request cannot be forwarded as it is."""
         head = self._head
-        if head.length > self._route.max_body:
-            return Fault(Reason.BODY_TOO_LARGE, f"at most {self._route.max_body} bytes")
+        if head.length > 0 and head.length > self._body_bound():
+            return self._too_large()
         if head.upgrade and head.upgrade.decode("ascii") not in self._route.upgrades:
             return Fault(Reason.UPGRADE_REFUSED)
         if head.upgrade and self._client.has_unread:
@@ -187,7 +192,7 @@ class HttpExchange:
             return
         self._upstream = upstream
         self._services.registry.dialled(self._guard, upstream.leads_to)
-        self._wait(self._route.response_timeout if self._body_done else self._services.settings.body_timeout)
+        self._await_next(self._body_done)
         upstream.request_done = self._body_done
         upstream.write(self._request_head(self._permit))
         if not self._body_done:
@@ -233,15 +238,15 @@ class HttpExchange:
         if upstream is None:
             return
         self._received += len(payload)
-        if self._received > self._route.max_body:
-            self.refuse(Fault(Reason.BODY_TOO_LARGE, f"at most {self._route.max_body} bytes"))
+        if self._received > self._body_bound():
+            self.refuse(self._too_large())
             return
         self._body_done = upstream.request_done = done
         data = chunks(payload, done) if self._head.length == CHUNKED else payload
         if data:
             upstream.write(data)
         if self._status == 0:
-            self._wait(self._route.response_timeout if done else self._services.settings.body_timeout)
+            self._await_next(done)
 
     def tunnel_came(self, data: bytes) -> None:
         if self._upstream is not None:
@@ -333,8 +338,20 @@ class HttpExchange:
         late = Reason.UPSTREAM_TIMEOUT if self._body_done or self._blocked else Reason.REQUEST_TIMEOUT
         self.refuse(Fault(late))
 
-    def _wait(self, seconds: float) -> None:
-        self.due = self._services.clock.monotonic() + seconds
+    def _await_next(self, sent: bool) -> None:
+        """The answer's turn, once all is `sent`; until then the next piece of the request's body, and all in all for no
+        longer than a request may take."""
+        settings, now = self._services.settings, self._services.clock.monotonic()
+        if sent:
+            self.due = now + self._route.response_timeout
+        else:
+            self.due = min(now + settings.body_timeout, self._begun + settings.request_timeout)
+
+    def _body_bound(self) -> int:
+        return min(self._route.max_body, self._services.settings.body_bytes)
+
+    def _too_large(self) -> Fault:
+        return Fault(Reason.BODY_TOO_LARGE, f"at most {self._body_bound()} bytes")
 
     def answered(self) -> None:
         """The answer's last byte is out."""

@@ -86,7 +86,12 @@ class Http1Connection(ClientConnection):
             self._next()
 
     def _welcomed(self) -> None:
-        self._wait(self.services.settings.idle_timeout)
+        self._wait(self.services.settings.first_byte_timeout)
+
+    @property
+    def buffered(self) -> int:
+        exchange = self._exchange
+        return super().buffered + len(self._held) + (exchange.buffered if exchange is not None else 0)
 
     def _turned_away(self, fault: Fault) -> None:
         self.write(refused(refusal(fault, ""), close=True, head_only=False))

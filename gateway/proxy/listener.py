@@ -4,6 +4,8 @@ Laws held here:
 - one listener has one regime: a client certificate is required of everybody, whatever name they ask for;
 - what has not proven a certificate yet is bounded in number and time; when there are too many, the oldest gives way, so
   that strangers who hang cannot keep others out;
+- handshakes are bounded for each source address before the first byte of TLS;
+- what all connections together hold in buffers is bounded;
 - sockets are accepted by us, so that a new certificate or CA is in force with the next connection.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import logging
 import socket
 import ssl
@@ -19,11 +22,13 @@ from collections.abc import Callable
 from foundation.reasons import Reason
 from gateway.proxy.connection import ClientConnection
 from gateway.proxy.http1_connection import Http1Connection
+from gateway.proxy.memory import over_budget
 from gateway.proxy.services import ConnectionServices
 
 ContextProvider = Callable[[], ssl.SSLContext]
 ACCEPTED_PER_TURN = 64
 SWEEP_SECONDS = 0.25
+SWEEPS_PER_WEIGHING = 4
 DRAIN_STEP_SECONDS = 0.05
 _LOG = logging.getLogger(__name__)
 
@@ -84,13 +89,13 @@ class Listener:
             if self._listening is None:
                 return
             try:
-                accepted, _address = self._listening.accept()
+                accepted, address = self._listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
                 self._rest(error)
                 return
-            self._welcome(accepted)
+            self._welcome(accepted, address[0])
 
     def _rest(self, error: OSError) -> None:
         """Out of descriptors or memory: the queue keeps whom we cannot take, and we come back."""
@@ -106,19 +111,25 @@ class Listener:
 
         loop.call_later(SWEEP_SECONDS, again)
 
-    def _welcome(self, accepted: socket.socket) -> None:
+    def _welcome(self, accepted: socket.socket, address: str) -> None:
+        if not self._services.sources.admits(address, self._services.clock.monotonic()):
+            self._services.metrics.refused_connection(Reason.SOURCE_RATE_LIMITED)
+            accepted.close()
+            return
         if len(self._connections) + len(self._handshakes) >= self._settings.connections:
             self._services.metrics.refused_connection(Reason.OVERLOADED)
             accepted.close()
             return
         if len(self._handshakes) >= self._settings.handshakes:
-            next(iter(self._handshakes)).cancel()
+            oldest = next(iter(self._handshakes))
+            del self._handshakes[oldest]  # not when it ends: the next one to give way is another
+            oldest.cancel()
             self._services.metrics.refused_connection(Reason.OVERLOADED)
         accepted.setblocking(False)
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         task = asyncio.get_running_loop().create_task(self._shake(accepted))
         self._handshakes[task] = None
-        task.add_done_callback(self._handshakes.pop)
+        task.add_done_callback(lambda done: self._handshakes.pop(done, None))
 
     async def _shake(self, accepted: socket.socket) -> None:
         """The handshake; `ClientConnection.connection_made` is called when the certificate is proven."""
@@ -142,12 +153,24 @@ class Listener:
         return Http1Connection(self._services, self._connections)
 
     async def _sweep(self) -> None:
-        """Ends what is late. One timer for all, so that a request costs none."""
-        clock = self._services.clock
-        while True:
+        """Ends what is late, and sees by how much this loop is late itself. One timer for all, so that a request costs
+        none."""
+        clock, services = self._services.clock, self._services
+        for turn in itertools.count(1):
+            asleep = clock.monotonic()
             await clock.sleep(SWEEP_SECONDS)
             now = clock.monotonic()
+            services.overload.observe(now - asleep - SWEEP_SECONDS)
             for connection in list(self._connections):
                 connection.sweep(now)
-            self._services.upstreams.sweep()
-            self._services.metrics.connections(len(self._connections))
+            if turn % SWEEPS_PER_WEIGHING == 0:
+                self._weigh()
+            services.upstreams.sweep()
+            services.metrics.connections(len(self._connections))
+
+    def _weigh(self) -> None:
+        """End who holds too much in buffers."""
+        held = ((connection, connection.buffered) for connection in self._connections)
+        for connection in over_budget(held, self._settings.connection_memory, self._settings.memory):
+            self._services.metrics.refused_connection(Reason.CONNECTION_MEMORY)
+            connection.abort(Reason.CONNECTION_MEMORY)

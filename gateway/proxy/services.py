@@ -14,12 +14,14 @@ from foundation.telemetry import SilentSpan
 from foundation.trace import TraceContext
 from gateway.proxy.http1 import Limits, RequestReader
 from gateway.proxy.identify import Peer
+from gateway.proxy.overload import Overload, OverloadSettings
 from gateway.proxy.record import Records
 from gateway.proxy.route import RouteTable
+from gateway.proxy.sources import SourceRates
 from gateway.proxy.upstream import Upstreams
 from gateway.streams.registry import Exchange, Registry
 from policies.model import CanonicalRequest, Decision, Denial
-from policies.routes import Route
+from policies.routes import Priority, Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,12 @@ class GatewayListenerSettings:
     """Section `[gateway.listener]`. Times in seconds, sizes in bytes.
 
     handshakes: connections that have not proven a certificate yet; when there are more, the oldest gives way.
-    header_timeout: from a request's first byte to the end of its head. idle_timeout: between requests, and from the
-    handshake to the first. body_timeout: without a byte of a body, in either direction, while one is owed.
+    source_handshakes, source_burst: handshakes that one source address may begin a second, and at once.
+    first_byte_timeout: from the handshake to the first request's first byte. header_timeout: from a request's first
+    byte to the end of its head. idle_timeout: between requests. body_timeout: without a byte of a body, in either
+    direction, while one is owed. request_timeout: from a request's head to its body's last byte, even if it trickles.
+    connection_memory, memory: what one connection, and all of a worker's together, may hold in buffers.
+    body_bytes: a request's body, whatever its route allows.
     linger_*: what is still read, and dropped, behind a refusal, so that the client gets to read it.
     """
 
@@ -38,15 +44,22 @@ class GatewayListenerSettings:
     connections: int = 20_000
     handshakes: int = 1_024
     connections_per_identity: int = 256
+    source_handshakes: int = 100
+    source_burst: int = 1_000
     handshake_timeout: float = 10.0
+    first_byte_timeout: float = 30.0
     header_timeout: float = 10.0
     idle_timeout: float = 75.0
     body_timeout: float = 60.0
+    request_timeout: float = 3_600.0
     linger_timeout: float = 2.0
     linger_bytes: int = 256 << 10
     head_bytes: int = 16 << 10
     fields: int = 100
     target_bytes: int = 8 << 10
+    body_bytes: int = 64 << 30
+    connection_memory: int = 2 << 20
+    memory: int = 1 << 30
 
     @classmethod
     def parse(cls, fields: Fields) -> GatewayListenerSettings:
@@ -57,15 +70,22 @@ class GatewayListenerSettings:
             connections=fields.integer("connections", 20_000, least=1, most=1 << 20),
             handshakes=fields.integer("handshakes", 1_024, least=1, most=1 << 16),
             connections_per_identity=fields.integer("connections_per_identity", 256, least=1, most=1 << 20),
+            source_handshakes=fields.integer("source_handshakes", 100, least=1, most=1 << 20),
+            source_burst=fields.integer("source_burst", 1_000, least=1, most=1 << 20),
             handshake_timeout=fields.duration("handshake_timeout", "10s"),
+            first_byte_timeout=fields.duration("first_byte_timeout", "30s"),
             header_timeout=fields.duration("header_timeout", "10s"),
             idle_timeout=fields.duration("idle_timeout", "75s"),
             body_timeout=fields.duration("body_timeout", "60s"),
+            request_timeout=fields.duration("request_timeout", "1h"),
             linger_timeout=fields.duration("linger_timeout", "2s"),
             linger_bytes=fields.size("linger_bytes", "256KiB"),
             head_bytes=fields.size("head_bytes", "16KiB"),
             fields=fields.integer("fields", 100, least=8, most=1024),
             target_bytes=fields.size("target_bytes", "8KiB"),
+            body_bytes=fields.size("body_bytes", "64GiB"),
+            connection_memory=fields.size("connection_memory", "2MiB"),
+            memory=fields.size("memory", "1GiB"),
         )
         fields.finish()
         return settings
@@ -83,7 +103,11 @@ class ProxyMetrics(Protocol):
 
     def connections(self, open_now: int) -> None: ...
 
-    def refused_connection(self, reason: Reason) -> None: ...
+    def refused_connection(self, reason: Reason) -> None:
+        """A connection was refused, or ended for what it holds."""
+
+    def shed(self, priority: Priority) -> None:
+        """A request of a route of this priority was turned away, so that others are served."""
 
 
 class NoMetrics:
@@ -96,6 +120,9 @@ class NoMetrics:
         pass
 
     def refused_connection(self, reason: Reason) -> None:
+        pass
+
+    def shed(self, priority: Priority) -> None:
         pass
 
 
@@ -141,8 +168,12 @@ class ConnectionServices:
     upstreams: Upstreams
     metrics: ProxyMetrics = field(default_factory=NoMetrics)
     spans: Callable[[str, TraceContext | None], ProxySpan] = silent_span
+    overload: Overload = field(default_factory=lambda: Overload(OverloadSettings()))
     draining: bool = False
     requests: RequestReader = field(init=False)
+    sources: SourceRates = field(init=False)
 
     def __post_init__(self) -> None:
-        self.requests = RequestReader(self.settings.limits)
+        settings = self.settings
+        self.requests = RequestReader(settings.limits)
+        self.sources = SourceRates(settings.source_handshakes, settings.source_burst)

@@ -138,6 +138,11 @@ class UpstreamConnection(asyncio.Protocol):
         return self._owner.address
 
     @property
+    def buffered(self) -> int:
+        """Bytes that wait to be written, or of a head that is not whole yet."""
+        return len(self._held) + (self._transport.get_write_buffer_size() if self._transport is not None else 0)
+
+    @property
     def alive(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 

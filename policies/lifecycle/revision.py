@@ -25,7 +25,7 @@ from policies.lifecycle.archive import pack, unpack
 from policies.lifecycle.signing import MANIFEST_PURPOSE, SigningKey, VerifyingKey, check_signature, sign
 from policies.lifecycle.workspace import Workspace
 from policies.projection import DataReads
-from policies.routes import Address, Route, RouteClass, RouteType
+from policies.routes import Address, Priority, Route, RouteClass, RouteType
 from policies.settings import CompileSettings
 
 FORMAT = 1
@@ -229,6 +229,7 @@ def _route(fields: Fields) -> Route:
         connect_timeout=fields.integer("connect_timeout") / _MS,
         response_timeout=fields.integer("response_timeout") / _MS,
         service=fields.text("service"),
+        priority=Priority(fields.one_of("priority", tuple(Priority), Priority.NORMAL)),
     )
     fields.finish()
     return route

@@ -14,7 +14,7 @@ from foundation.identity import AttestationClass
 from policies.lifecycle.findings import Findings
 from policies.lifecycle.paths import parse_prefix
 from policies.lifecycle.strict_yaml import Document
-from policies.routes import Address, Route, RouteClass, RouteType
+from policies.routes import Address, Priority, Route, RouteClass, RouteType
 
 API_PREFIX = "api."  # routes of our own API; no route of a workspace may look like one
 TIERS = range(1, 4)
@@ -62,9 +62,10 @@ def read_routes(document: Document, findings: Findings, segments: frozenset[str]
 def _route(item: Fields, name: str, route_type: RouteType) -> Route:
     item.text("about", "")
     route_class = RouteClass(item.one_of("class", tuple(RouteClass), RouteClass.STANDARD))
+    priority = Priority(item.one_of("priority", tuple(Priority), Priority.NORMAL))
     if route_type is RouteType.STREAM:
         service = check_name(item.text("service"), field=f"{item.path}.service")
-        return Route(name, RouteType.STREAM, "", (), (), route_class, service=service)
+        return Route(name, RouteType.STREAM, "", (), (), route_class, service=service, priority=priority)
     return Route(
         name=name,
         type=RouteType.HTTP,
@@ -76,6 +77,7 @@ def _route(item: Fields, name: str, route_type: RouteType) -> Route:
         max_body=item.size("max_body") if item.has("max_body") else 1 << 40,
         connect_timeout=_timeout(item, "connect_timeout", "5s"),
         response_timeout=_timeout(item, "response_timeout", "60s"),
+        priority=priority,
     )
 
 

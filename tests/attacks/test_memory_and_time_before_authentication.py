@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import tracemalloc
 from pathlib import Path
 
@@ -21,6 +22,11 @@ HANDSHAKE_OF_16_MIB = b"\x16\x03\x01\x40\x00\x01\xff\xff\xff" + bytes(16380)
 
 async def strangers(plane: DataPlane, count: int) -> list[Plain]:
     return [await asyncio.open_connection(*plane.address) for _ in range(count)]
+
+
+def _came(plane: DataPlane) -> int:
+    """Connections that were accepted: those whose handshake is under way, and those that gave way."""
+    return len(plane.listener._handshakes) + len(plane.metrics.refused)
 
 
 async def ended(reader: asyncio.StreamReader) -> bytes:
@@ -41,6 +47,33 @@ async def test_half_open_connections_do_not_keep_others_out(tmp_path: Path) -> N
         assert (await (await plane.connect()).get()).status == 200
         assert len(plane.listener._handshakes) <= 50
         await plane.until(lambda: plane.metrics.refused.count(Reason.OVERLOADED) >= 450)
+        leave(hanging)
+
+
+async def test_ten_thousand_half_open_connections_keep_nobody_out(tmp_path: Path) -> None:
+    settings = GatewayListenerSettings(handshakes=256, source_burst=20_000)
+    async with gateway_to(RawUpstream(), tmp_path, settings) as plane:
+        hanging: list[socket.socket] = []
+        try:
+            for number in range(200, 10_200, 200):
+                hanging += [socket.create_connection(plane.address) for _ in range(200)]
+                await plane.until(lambda number=number: _came(plane) == number)
+            assert (await (await plane.connect()).get()).status == 200
+            assert len(plane.listener._handshakes) <= 256
+            assert plane.metrics.refused.count(Reason.OVERLOADED) >= 10_000 - 256
+        finally:
+            for each in hanging:
+                each.close()
+
+
+async def test_a_source_that_knocks_too_often_is_not_even_heard(tmp_path: Path) -> None:
+    settings = GatewayListenerSettings(source_handshakes=10, source_burst=100)
+    async with gateway_to(RawUpstream(), tmp_path, settings) as plane:
+        hanging = await strangers(plane, 500)
+        await plane.until(lambda: plane.metrics.refused.count(Reason.SOURCE_RATE_LIMITED) == 400)
+        assert len(plane.listener._handshakes) <= 100
+        await plane.advance(1)
+        assert (await (await plane.connect()).get()).status == 200
         leave(hanging)
 
 

@@ -18,7 +18,7 @@ from policies.lifecycle.workspace import (
     load_workspace,
     read_workspace,
 )
-from policies.routes import Address, Route, RouteClass, RouteType
+from policies.routes import Address, Priority, Route, RouteClass, RouteType
 from tests.support.policy import MINIMAL, workspace
 
 ROUTE = "routes:\n  - name: r\n    upstreams: [http://127.0.0.1:80]\n    kinds: [node]\n    "
@@ -44,6 +44,7 @@ routes:
     upstreams: [https://one.test, "https://[2001:db8::1]:8443"]
     ca_file: /etc/ca.pem
     class: critical
+    priority: high
     kinds: [node, service]
     attestation: hardware
     tiers: [2, 1]
@@ -58,7 +59,7 @@ routes:
         Route(
             "full", RouteType.HTTP, "api.example.test", ("v1", "things"),
             (Address("one.test", 443, True, "/etc/ca.pem"), Address("2001:db8::1", 8443, True, "/etc/ca.pem")),
-            RouteClass.CRITICAL, ("websocket",), 1 << 20, 0.25, 300.0,
+            RouteClass.CRITICAL, ("websocket",), 1 << 20, 0.25, 300.0, priority=Priority.HIGH,
         ),
     )  # fmt: skip
     assert found.data["workspace"]["routes"]["full"] == {
@@ -70,6 +71,7 @@ routes:
 def test_what_a_route_leaves_out_is_safe() -> None:
     found = workspace()
     assert (found.routes[0].route_class, found.routes[0].prefix, found.routes[0].upgrades) == ("standard", (), ())
+    assert found.routes[0].priority is Priority.NORMAL
     assert found.data["workspace"]["routes"]["r"]["attestation"] == ["hardware", "virtual"]
 
 
@@ -130,6 +132,7 @@ def test_a_deny_of_every_route_and_with_its_trailing_slash() -> None:
         ("prefix: /a%2Fb", 5, "more than one way"),
         ("prefix: /e\u0301", 5, "more than one way"),
         ("class: fast", 5, "critical, standard, tolerant"),
+        ("priority: urgent", 5, "critical, high, normal, low"),
         ("attestation: some", 5, "hardware, virtual, none"),
         ("tiers: []", 5, "empty"),
         ("tiers: [4]", 5, "from 1 to 3"),

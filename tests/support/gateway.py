@@ -31,7 +31,7 @@ from gateway.proxy.upstream import Upstreams, UpstreamSettings
 from gateway.snapshot import PolicyPart, SnapshotStore
 from gateway.streams.registry import Registry
 from policies.model import Decision
-from policies.routes import Address, Route, RouteType
+from policies.routes import Address, Priority, Route, RouteType
 from tests.fakes.clock import ManualClock
 from tests.fakes.trust import HARDWARE, TRUST_DOMAIN, FakeEngine, record, spiffe
 from tests.support.certificates import SmallAuthority
@@ -61,6 +61,7 @@ class Counted:
     def __init__(self) -> None:
         self.answers: list[tuple[str, Reason, int]] = []
         self.refused: list[Reason] = []
+        self.turned_away: list[Priority] = []
         self.changed = asyncio.Event()
 
     def answered(self, route: str, reason: Reason, status: int, seconds: float) -> None:
@@ -69,6 +70,9 @@ class Counted:
 
     def connections(self, open_now: int) -> None:
         pass
+
+    def shed(self, priority: Priority) -> None:
+        self.turned_away.append(priority)
 
     def refused_connection(self, reason: Reason) -> None:
         self.refused.append(reason)

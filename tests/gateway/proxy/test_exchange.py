@@ -445,7 +445,12 @@ async def test_an_identity_has_a_bounded_number_of_connections(tmp_path: Path) -
         first, second = await plane.connect(pair), await plane.connect(pair)
         assert (await first.get()).status == (await second.get()).status == 200
         third = await plane.connect(pair)
-        assert (await third.answer()).reason == Reason.OVERLOADED.code
+        answered = await third.answer()
+        assert (answered.status, answered.reason) == (429, Reason.CONNECTION_LIMIT.code)
+        assert answered.header("retry-after") == "1"
+        assert plane.recorded.entries[-1].reasons == (Reason.CONNECTION_LIMIT.code,)
+        assert plane.recorded.entries[-1].identity == str(spiffe())
+        assert plane.metrics.refused == [Reason.CONNECTION_LIMIT]
         assert (await (await plane.connect(plane.pair("edge-2"))).get()).status == 200
         first.close()
         await plane.until(lambda: plane.registry.connections_of(spiffe()) == 1)

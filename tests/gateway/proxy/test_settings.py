@@ -9,6 +9,7 @@ import pytest
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.reasons import Reason
+from gateway.proxy.overload import OverloadSettings
 from gateway.proxy.services import GatewayListenerSettings
 from gateway.proxy.upstream import UpstreamSettings
 
@@ -20,6 +21,7 @@ def fields(**values: Any) -> Fields:
 def test_the_defaults_are_those_of_the_types() -> None:
     assert GatewayListenerSettings.parse(fields()) == GatewayListenerSettings()
     assert UpstreamSettings.parse(fields()) == UpstreamSettings()
+    assert OverloadSettings.parse(fields()) == OverloadSettings()
 
 
 def test_settings_are_read() -> None:
