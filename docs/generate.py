@@ -113,7 +113,7 @@ def openapi() -> str:
     """The APIs as OpenAPI 3.1: paths, what decides them, who is answered how."""
     nothing: Any = _Nothing()
     routes = authority_routes(nothing, "fleet.example", verify_bundle=nothing, audit_head=nothing)
-    routes += renewal_routes(nothing) + OperatorsApi(nothing, nothing, nothing, nothing, nothing).routes()
+    routes += renewal_routes(nothing) + OperatorsApi(*[nothing] * 6).routes()
     paths: dict[str, dict[str, Any]] = {}
     for route in routes + enrolment_routes(nothing):
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)

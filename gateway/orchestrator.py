@@ -47,6 +47,7 @@ from foundation.telemetry import Telemetry, TelemetrySettings
 from foundation.tls import KeyPair
 from foundation.trusttime import TrustTime
 from gateway.api.authorise import PolicyAuthorizer
+from gateway.api.explaining import Explainer
 from gateway.api.operators import OperatorsApi
 from gateway.api.settings import ApiSettings
 from gateway.configuration import Configuration, Role, SystemSettings
@@ -66,7 +67,8 @@ from gateway.proxy.overload import Overload, OverloadSettings
 from gateway.proxy.record import Records
 from gateway.proxy.services import ConnectionServices, GatewayListenerSettings
 from gateway.proxy.upstream import Upstreams, UpstreamSettings
-from gateway.records import recording
+from gateway.records import recording, recording_cuts
+from gateway.shelf import RevisionShelf
 from gateway.snapshot import SnapshotStore
 from gateway.streams.registry import Registry
 from pki.api.enrolment import enrolment_routes, renewal_routes
@@ -210,6 +212,7 @@ class _GatewayParts:
     listener: Listener
     authorizer: PolicyAuthorizer
     operators: OperatorsApi
+    shelf: RevisionShelf
 
 
 class Orchestrator:
@@ -225,6 +228,7 @@ class Orchestrator:
             base = await self._open_base(stack)
             source = await self._open_source(stack, base)
             gateway = self._build_gateway(base, source)
+            stack.push_async_callback(gateway.shelf.close)
             background = [base.time.run, gateway.follower.run, gateway.registry.run, source.keep_certificate]
             if gateway.kept is not None:
                 background.append(gateway.kept.run)
@@ -308,14 +312,15 @@ class Orchestrator:
         settings, store = self._settings, SnapshotStore()
         record = recording(base.decisions, base.time)
         decider = Decider(store, base.time, settings.staleness, Obligations(base.time), base.decisions.ids)
-        registry = Registry(base.time, record, decider)
+        registry = Registry(base.time, recording_cuts(base.decisions, base.time), decider)
         store.listen(registry.changed)
         base.metrics.watch(store, registry, lambda: base.time.behind)
         state = settings.system.state
         enforcer = Enforcer(settings.policy, base.policy_key, state / "policy.floor", base.mask)
         is_here = isinstance(settings.authority, AuthoritySections)
         kept = None if is_here else KeptFacts(state / "facts", store.present, base.time)
-        follower = Follower(source.feed, store, enforcer, base.audit, base.time, kept)
+        shelf = RevisionShelf(state / "revisions", base.policy_key, settings.policy)
+        follower = Follower(source.feed, store, shelf.keeping(enforcer), base.audit, base.time, kept)
         services = ConnectionServices(
             settings.listener,
             settings.system.trust_domain,
@@ -336,7 +341,15 @@ class Orchestrator:
             registry,
             Listener(source.certificates.proven, services),
             PolicyAuthorizer(store, base.time, base.audit, base.decisions.ids, record),
-            OperatorsApi(store, registry, base.decisions, base.time, lambda: _waits_for(store, follower)),
+            OperatorsApi(
+                store,
+                registry,
+                base.decisions,
+                Explainer(store, base.decisions, shelf.engine),
+                base.time,
+                lambda: _waits_for(store, follower),
+            ),
+            shelf,
         )
 
     # --- listening ----------------------------------------------------------------------------------

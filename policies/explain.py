@@ -26,6 +26,19 @@ _FACTS = {
     "target.segment": "the target is in segment {found}; the caller's segment reaches {needs}",
     "staleness": "the gateway's facts are {found}; the route takes {needs}",
 }
+# Facts of a refusal, and the sentence about them. The first one's presence decides.
+_GROUNDS = (
+    (("certificate_ended", "serial"), "certificate {1} ended at {0}"),
+    (("certificate_begins", "serial"), "certificate {1} begins at {0}"),
+    (("attestation_ended",), "the last attestation ended at {0}"),
+    (("attestation",), "it attested with a TPM of class {0}"),
+    (("revocation", "revoked_at", "revoked_for"), "revocation {0}, at {1}, for {2}"),
+    (("state",), "the inventory has it as {0}"),
+    (("grant_ended", "grant"), "grant {1} ended at {0}"),
+    (("per_second", "grant"), "grant {1} allows {0} requests a second"),
+    (("detail",), "{0}"),
+)
+_TIMES = frozenset({"certificate_ended", "certificate_begins", "attestation_ended", "revoked_at", "grant_ended"})
 _MAX_TEXT = 1024
 
 
@@ -42,7 +55,9 @@ class NearMiss:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One decision, explained. `at` is in seconds since the Unix epoch; `revision` is the policy's."""
+    """One decision, explained. `at` is in seconds since the Unix epoch; `revision` is the policy's that decided,
+    `explained_by` the one that was asked why (0: none was). `cut` is the decision that ended the stream which ran by
+    this one, and `ended` the one whose stream this one ended; empty where there is none."""
 
     decision: str
     allowed: bool
@@ -56,6 +71,9 @@ class Explanation:
     sentences: tuple[str, ...]
     remedies: tuple[str, ...]
     near_misses: tuple[NearMiss, ...]
+    explained_by: int = 0
+    cut: str = ""
+    ended: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; reasons as codes."""
@@ -70,15 +88,26 @@ class Explanation:
         return cls(**{**document, **texts, "reasons": reasons, "near_misses": near})
 
 
-def explanation(record: Mapping[str, Any], document: Mapping[str, Any] | None = None) -> Explanation:
-    """The explanation of the decision `record` (a line of the decision log: `id`, `at`, `allow`, `reasons`, `identity`,
-    `route`, `method`, `target`, `grant`, `numbers`, perhaps `input`).
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What more than the record is known of a decision. `document` is the answer of the `explain` entrypoint of policy
+    revision `revision` to what was kept of the question; None when policy was not asked then, or could not be now:
+    `note` says why. `cut` is the record of the decision that ended the stream which ran by this one."""
 
-    document: the answer of the `explain` entrypoint to the recorded input; None when policy was not asked, or its input
-    was not kept. Raises `Fault(ENGINE_ANSWER_INVALID)` when it is not one.
-    """
+    document: Mapping[str, Any] | None = None
+    revision: int = 0
+    note: str = ""
+    cut: Mapping[str, Any] | None = None
+
+
+NOTHING_MORE = Evidence()
+
+
+def explanation(record: Mapping[str, Any], evidence: Evidence = NOTHING_MORE) -> Explanation:
+    """The explanation of the decision `record` (a line of the decision log: docs/records.md). Raises
+    `Fault(ENGINE_ANSWER_INVALID)` when `evidence.document` is none of the `explain` entrypoint."""
     reasons = tuple(Reason.from_code(code) for code in record["reasons"])
-    read = _Reader(record, document or {})
+    read = _Reader(record, evidence)
     try:
         sentences, near = read.sentences(reasons), read.near_misses()
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -96,25 +125,32 @@ def explanation(record: Mapping[str, Any], document: Mapping[str, Any] | None = 
         sentences=tuple(text[:_MAX_TEXT] for text in sentences),
         remedies=() if record["allow"] else tuple(dict.fromkeys(reason.remedy for reason in reasons)),
         near_misses=() if record["allow"] else near,
+        explained_by=evidence.revision if evidence.document is not None else 0,
+        cut=evidence.cut["id"] if evidence.cut is not None else "",
+        ended=record.get("cut", ""),
     )
 
 
 class _Reader:
     """Turns the two documents into sentences."""
 
-    def __init__(self, record: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+    def __init__(self, record: Mapping[str, Any], evidence: Evidence) -> None:
         self._record = record
-        self._document = document
+        self._evidence = evidence
+        self._document = evidence.document or {}
         self._input: Mapping[str, Any] = record.get("input") or {}
 
     def sentences(self, reasons: tuple[Reason, ...]) -> list[str]:
         texts = [reason.meaning for reason in reasons]
+        texts += grounds(self._record.get("facts", {}))
         texts += [_fact(item) for item in self._document.get("failed", ())]
         texts += [_deny(item) for item in self._document.get("denies", ())]
+        if not self._record["allow"]:
+            texts += [f"grant {name} would allow it but for that" for name in self._document.get("covered_by", ())]
         roles = self._document.get("roles_that_may", ())
         if roles and not self._record["allow"]:
             texts.append(f"roles that may call this: {', '.join(roles)}")
-        return texts + self._changed()
+        return [*texts, *self._streams(), *self._changed()]
 
     def near_misses(self) -> tuple[NearMiss, ...]:
         return tuple(self._near_miss(item) for item in self._document.get("near_misses", ()))
@@ -123,12 +159,44 @@ class _Reader:
         lacks = tuple(_LACKS[thing](item, self._input) for thing in item["lacks"])
         return NearMiss(item["grant"], item["role"], int(item["expires"]), lacks)
 
+    def _streams(self) -> list[str]:
+        """What ended the stream that ran by this decision, or which stream this one ended."""
+        cut, texts = self._evidence.cut, []
+        if cut is not None:
+            codes = [cut.get("facts", {}).get("cut_for", cut["reasons"][0]), *cut["reasons"]]
+            why = dict.fromkeys(Reason.from_code(code).meaning for code in codes)
+            texts.append(f"its stream was cut at {_instant(cut['at'])}: {'; '.join(why)}")
+        if self._record.get("cut"):
+            texts.append(f"this ended the stream that ran by {self._record['cut']}")
+        return texts
+
     def _changed(self) -> list[str]:
-        """A word on it when the policy that explains is not of the mind of the one that decided."""
-        decided = self._document.get("decision")
-        if decided is None or tuple(decided["reasons"]) == tuple(self._record["reasons"]):
-            return []
-        return [f"the policy in force now would answer otherwise: {', '.join(decided['reasons'])}"]
+        """A word on it when the policy that explains is not the one that decided, or not of its mind."""
+        texts = [self._evidence.note] if self._evidence.note else []
+        by, decided = self._evidence.revision, self._record["numbers"][0]
+        if by and by != decided:
+            texts.append(f"revision {decided} is no longer kept here: revision {by} explains")
+        said = self._document.get("decision")
+        if said is not None and tuple(said["reasons"]) != tuple(self._record["reasons"]):
+            texts.append(f"asked again, revision {by} answers: {', '.join(said['reasons'])}")
+        return texts
+
+
+def grounds(facts: Mapping[str, Any]) -> list[str]:
+    """What a refusal rests on where policy was not asked, a sentence each (`gateway.proxy.grounds` finds them)."""
+    found = []
+    for names, sentence in _GROUNDS:
+        if names[0] in facts:
+            found.append(sentence.format(*(_said(name, facts.get(name, "")) for name in names)))
+    return found
+
+
+def _said(name: str, value: Any) -> str:
+    return _instant(value) if name in _TIMES else str(value)
+
+
+def _instant(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _fact(item: Mapping[str, Any]) -> str:
@@ -172,7 +240,7 @@ def _tier(item: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
 
 
 def _time(item: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    return f"it ended at {datetime.fromtimestamp(item['expires'], UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return f"it ended at {_instant(item['expires'])}"
 
 
 _LACKS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], str]] = {

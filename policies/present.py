@@ -22,7 +22,8 @@ def explanation_view(explained: Explanation) -> RenderableType:
     """The explanation, most important thing first. Nothing in it is read as markup."""
     verdict = Text("allowed", "bold green") if explained.allowed else Text("denied", "bold red")
     head = Text.assemble(verdict, f"  {explained.what}  on route {explained.route or '(none)'}")
-    about = Text(f"{explained.who} at {instant(explained.at)}, policy revision {explained.revision}", "dim")
+    codes = ", ".join(reason.code for reason in explained.reasons)
+    about = Text(f"{explained.who} at {instant(explained.at)}, policy revision {explained.revision}: {codes}", "dim")
     parts: list[RenderableType] = [head, about, *(Text(f"  • {text}") for text in explained.sentences)]
     if explained.grant:
         parts.append(Text(f"  by grant {explained.grant}"))

@@ -108,6 +108,11 @@ class DecisionLog:
         self._hand_over()
         return await asyncio.to_thread(finder.find, self._settings.directory, decision_id)
 
+    async def find_cut(self, permit_id: str) -> finder.Record | None:
+        """The decision that ended the stream which ran by this one. Raises `Fault(FILE_UNREADABLE)`."""
+        self._hand_over()
+        return await asyncio.to_thread(finder.find_cut, self._settings.directory, permit_id)
+
     async def recent(self, limit: int) -> list[finder.Record]:
         """The newest decisions, the newest first. Raises `Fault(FILE_UNREADABLE)`."""
         self._hand_over()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from foundation.api import Answer, ApiRoute, Call
@@ -11,15 +11,13 @@ from foundation.faults import Fault
 from foundation.reasons import Reason
 from gateway.snapshot import SnapshotStore
 from gateway.streams.registry import Registry
-from policies.explain import Explanation, explanation
+from policies.explain import Explanation
 
 MAX_LISTED = 1000
 
 
 class Records(Protocol):
     """The decision log, as far as it is read here."""
-
-    async def find(self, decision_id: str) -> Mapping[str, Any]: ...
 
     async def recent(self, limit: int) -> list[Mapping[str, Any]]: ...
 
@@ -28,11 +26,18 @@ class OperatorsApi:
     """Handlers over this gateway's own state."""
 
     def __init__(
-        self, store: SnapshotStore, registry: Registry, records: Records, clock: Clock, ready: Callable[[], str]
+        self,
+        store: SnapshotStore,
+        registry: Registry,
+        records: Records,
+        explain: Callable[[str], Awaitable[Explanation]],
+        clock: Clock,
+        ready: Callable[[], str],
     ) -> None:
         self._store = store
         self._registry = registry
         self._records = records
+        self._explain = explain
         self._clock = clock
         self._ready = ready
 
@@ -52,8 +57,7 @@ class OperatorsApi:
         return Answer.of({"items": [dict(record) for record in await self._records.recent(int(text))]})
 
     async def explain(self, call: Call) -> Answer:
-        record = await self._records.find(call.parameters["id"])
-        return Answer.of((await self._explained(record)).to_json())
+        return Answer.of((await self._explain(call.parameters["id"])).to_json())
 
     async def show(self, call: Call) -> Answer:
         snapshot = self._store.current
@@ -68,10 +72,3 @@ class OperatorsApi:
                 "waiting_for": self._ready(),
             }
         )
-
-    async def _explained(self, record: Mapping[str, Any]) -> Explanation:
-        """By the policy in force now, which says so when it would decide otherwise."""
-        policy, asked = self._store.current.policy, record.get("input")
-        if policy is None or not isinstance(asked, dict):
-            return explanation(record)
-        return explanation(record, await policy.engine.explain({"now": int(record["at"]), **asked}))

@@ -46,10 +46,9 @@ def no_request(fault: Fault) -> Mapping[str, Any]:
 
 def unmet(permit: Permit) -> Mapping[str, Any]:
     """The facts behind an obligation that could not be met."""
-    return {
-        "grant": permit.grant,
-        "rate": [dict(each.parameters) for each in permit.obligations if each.kind == "rate"],
-    }
+    rate = next((each.parameters for each in permit.obligations if each.kind == "rate"), {})
+    known = {name: rate[name] for name in ("per_second", "burst") if name in rate}
+    return {"grant": permit.grant, **known}
 
 
 def _revoked(snapshot: Snapshot, peer: Peer) -> Mapping[str, Any]:
@@ -57,7 +56,7 @@ def _revoked(snapshot: Snapshot, peer: Peer) -> Mapping[str, Any]:
     if revocation is None:
         return _state(snapshot, peer)
     return {
-        "serial": revocation.serial,
+        "serial": revocation.serial,  # empty: the identity, with all its certificates
         "revocation": revocation.number,
         "revoked_at": revocation.at,
         "revoked_for": revocation.reason[:MAX_TEXT],

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from foundation.clock import Clock
 from foundation.identifiers import SpiffeId
@@ -37,21 +37,31 @@ TICK_SECONDS = 0.05
 SEVER_SECONDS = 0.05
 
 
+class Cut(NamedTuple):
+    """The exchange that began by the permit of this ID was cut: `because` of this denial."""
+
+    permit: str
+    reason: Reason
+    because: Denial
+
+
 class Exchange:
     """One request and its answer, or one stream, from before its decision to its last byte.
 
     cut: called at most once, with the reason; it aborts the client's connection and whatever is under way upstream.
     deadline: when its permission ends, in seconds since the Unix epoch; infinite until it is permitted.
+    began_by: the ID of its first permit, which the client was told.
     upstream: what its bytes come from, once that is known (`Registry.dialled`).
     """
 
-    __slots__ = ("_cut", "deadline", "generation", "indexed", "open", "peer", "permit", "route", "upstream")
+    __slots__ = ("_cut", "began_by", "deadline", "generation", "indexed", "open", "peer", "permit", "route", "upstream")
 
     def __init__(self, peer: Peer, cut: Callable[[Reason], None]) -> None:
         self.peer = peer
         self.generation = 0
         self.deadline = FOREVER
         self.permit: Permit | None = None
+        self.began_by = ""
         self.route: Route | None = None
         self.upstream: Hashable = None
         self.indexed = False
@@ -61,6 +71,7 @@ class Exchange:
     def permitted(self, permit: Permit, route: Route) -> None:
         """From now on it runs by `permit`, over `route`."""
         self.permit = permit
+        self.began_by = permit.id
         self.route = route
         self.deadline = permit.deadline
 
@@ -102,7 +113,7 @@ class Registry:
     def __init__(
         self,
         clock: Clock,
-        record: Callable[[Decision], None],
+        record: Callable[[Cut], None],
         redecider: Redecider,
         on_cut: CutListener | None = None,
     ) -> None:
@@ -223,27 +234,27 @@ class Registry:
 
     def _sever(self, until: float) -> None:
         """Cut what is doomed, until this moment (monotonic seconds)."""
-        cut: list[Exchange] = []
+        cut: list[tuple[Exchange, Reason]] = []
         while self._doomed:
             doomed, cause = self._doomed.popleft()
             if isinstance(doomed, Exchange):
                 if doomed.open:
                     self._cut(doomed, cause)
-                    cut.append(doomed)
+                    cut.append((doomed, cause.reason))
             else:
                 doomed.abort(cause.reason)
             if self._clock.monotonic() >= until:
                 break
-        for exchange in cut:
-            self._record_withdrawal(exchange)
+        for exchange, reason in cut:
+            self._record_withdrawal(exchange, reason)
         if self._doomed:
             self._redecisions.wake()
 
-    def _record_withdrawal(self, exchange: Exchange) -> None:
+    def _record_withdrawal(self, exchange: Exchange, reason: Reason) -> None:
         """What had been permitted is on record as denied from now on."""
         decision = self._redecider.again_now(exchange) if exchange.permit is not None else None
         if isinstance(decision, Denial):
-            self._record(decision)
+            self._record(Cut(exchange.began_by, reason, decision))
 
     # --- what time does -----------------------------------------------------------------------------
 
@@ -284,7 +295,7 @@ class Registry:
                 self._deadlines.schedule(exchange)
             return
         self._cut(exchange, cause)
-        self._record(decision)
+        self._record(Cut(exchange.began_by, cause.reason, decision))
 
     def _cut(self, exchange: Exchange, cause: Cause) -> None:
         self.cut_count += 1

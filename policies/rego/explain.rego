@@ -3,6 +3,7 @@
 package sallyport
 
 import data.sallyport.denying
+import data.sallyport.granting
 import data.sallyport.matching
 import data.sallyport.own_api
 import data.sallyport.requirements
@@ -14,7 +15,8 @@ explain := {
 	"decision": decision,
 	"failed": [fact | some [_, code] in sort(unmet); some fact in sort(facts[code]); not fact.found in fact.needs],
 	"denies": sort(matching_denies),
-	"near_misses": array.slice([miss | some [_, _, miss] in sort(misses)], 0, 5),
+	"near_misses": array.slice([miss | some [_, _, _, miss] in sort(misses)], 0, 5),
+	"covered_by": [grant.id | grant := granting.best],
 	"roles_that_may": sort(roles_that_may),
 }
 
@@ -59,13 +61,22 @@ matching_denies contains {"id": deny.id, "why": deny.why} if {
 matching_denies contains {"id": "", "why": why} if some why in data.sallyport.custom.deny
 
 # Grants on this route, those first that lack least. To lack the role counts double: it is the caller that would change.
-misses contains [count(lacks) + count([thing | some thing in lacks; thing == "role"]), grant.id, miss] if {
+# Among equals, the one whose paths lead furthest along with the request's.
+misses contains [weight, far(lacks, grant), grant.id, miss] if {
 	some role, grants in data.workspace.grants[input.route]
 	some grant in grants
 	lacks := [thing | some thing in ["role", "path", "method", "site", "tier", "time"]; lack(thing, role, grant)]
 	count(lacks) > 0
+	weight := count(lacks) + count([thing | some thing in lacks; thing == "role"])
 	miss := {"grant": grant.id, "role": role, "expires": grant.expires, "lacks": lacks, "covers": covers(grant)}
 }
+
+# How many of the request's segments lie behind the point where it leaves the grant's nearest path.
+far(lacks, grant) := count(input.request.path) - max(array.concat([0], shared)) if {
+	"path" in lacks
+	ways := array.concat(object.get(grant, "paths", []), [pattern.segments | some pattern in grant.patterns])
+	shared := [count([i | some i, _ in way; matching.segments_fit(array.slice(way, 0, i + 1))]) | some way in ways]
+} else := 0
 
 covers(grant) := object.filter(grant, ["paths", "patterns", "methods", "sites", "tiers"])
 

@@ -15,6 +15,7 @@ test_a_permit_has_nothing_that_failed if {
 	document.decision.allow
 	document.failed == []
 	document.denies == []
+	document.covered_by == [document.decision.grant]
 	document.roles_that_may == []
 }
 
@@ -55,6 +56,18 @@ test_near_misses_come_nearest_first if {
 	]
 	misses[0].covers == {"methods": ["DELETE"], "paths": [["kv", "a"]], "patterns": [], "sites": ["oslo"]}
 	misses[0].role == "agent"
+}
+
+test_of_paths_that_miss_the_one_that_leads_furthest_comes_first if {
+	grants := [way("a", [["x"]], []), way("b", [["files", "b"]], []), way("c", [], ["files", "*", "c"]), way("d", [[]], [])]
+	document := sallyport.explain with input as but({"request": {"path": ["files", "sacred", "d"]}})
+		with data.workspace as object.union(workspace, {"grants": {"plane": {"agent": grants}}})
+	[miss.grant | some miss in document.near_misses; miss.lacks == ["path"]] == ["c", "b", "a", "d"]
+}
+
+way(id, paths, segments) := {
+	"id": id, "expires": 3000, "methods": ["GET"], "obligations": [],
+	"paths": paths, "patterns": [{"segments": segments, "open": false}],
 }
 
 test_denies_give_their_ground if {

@@ -14,7 +14,7 @@ from gateway.proxy.identify import Peer
 from gateway.proxy.route import RouteTable
 from gateway.snapshot import PolicyPart, SnapshotStore, Touched
 from gateway.streams.redecide import ASKED_AT_ONCE
-from gateway.streams.registry import SEVER_SECONDS, TICK_SECONDS, Exchange, Registry
+from gateway.streams.registry import SEVER_SECONDS, TICK_SECONDS, Cut, Exchange, Registry
 from policies.model import FOREVER, Answer, Decision, Denial, Permit, Query, Staleness, judge
 from policies.routes import Address, Route, RouteType
 from tests.fakes.clock import ManualClock
@@ -76,7 +76,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.clock, self.store, self.answers = ManualClock(), SnapshotStore(), Answers()
-        self.recorded: list[Decision] = []
+        self.recorded: list[Cut] = []
         self.timed: list[tuple[Reason, float]] = []
         self.registry = Registry(
             self.clock, self.recorded.append, self.answers, lambda reason, seconds: self.timed.append((reason, seconds))
@@ -139,7 +139,7 @@ async def test_a_change_re_decides_what_it_touches_and_cuts_what_is_denied() -> 
         bench.store.apply(IdentityChanged(1, record("edge-1", epoch=2)))
         await settle()
     assert (denied, kept, untouched) == ([Reason.CUT_BY_CHANGE], [], [])
-    assert [type(each) for each in bench.recorded] == [Denial]
+    assert [(type(each.because), each.reason) for each in bench.recorded] == [(Denial, Reason.CUT_BY_CHANGE)]
 
 
 async def test_a_deadline_cuts_unless_it_was_moved() -> None:
@@ -204,7 +204,7 @@ def test_what_is_withdrawn_is_found_young_and_old(settled: bool) -> None:
         bench.registry.changed(revoked.current, touched)
         assert (mine, idle.cuts) == ([Reason.CUT_BY_REVOCATION], [Reason.CUT_BY_REVOCATION]), kind
         assert (other, idle_other.cuts) == ([], []), kind
-        assert [type(each) for each in bench.recorded] == [Denial], kind
+        assert [(type(each.because), each.permit) for each in bench.recorded] == [(Denial, "d-1")], kind
 
 
 def test_a_disconnected_connection_is_not_found() -> None:
