@@ -31,6 +31,7 @@ from gateway.configuration import SystemSettings
 from gateway.feed import UpstreamAuthoritySettings
 from gateway.fleet.staleness import StalenessSettings
 from gateway.health import HealthSettings
+from gateway.proxy.http2_budget import Http2Settings
 from gateway.proxy.overload import OverloadSettings
 from gateway.proxy.services import GatewayListenerSettings
 from gateway.proxy.upstream import UpstreamSettings
@@ -75,6 +76,7 @@ def settings() -> str:
         "policy": PolicySettings.parse,
         "upstream_authority": UpstreamAuthoritySettings.parse,
         "gateway.listener": GatewayListenerSettings.parse,
+        "gateway.http2": Http2Settings.parse,
         "gateway.upstreams": UpstreamSettings.parse,
         "gateway.staleness": StalenessSettings.parse,
         "gateway.overload": OverloadSettings.parse,

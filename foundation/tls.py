@@ -26,6 +26,7 @@ from foundation.files import read_secret
 from foundation.reasons import Reason
 
 HTTP_1_1 = ("http/1.1",)
+HTTP_2 = "h2"  # RFC 9113 §3.1
 
 
 class KeyPair(NamedTuple):

@@ -19,7 +19,7 @@ from cryptography import x509
 from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.reasons import Reason
-from foundation.tls import KeyPair, client_context, server_context
+from foundation.tls import HTTP_1_1, KeyPair, client_context, server_context
 from foundation.wire.attestation import certified_attestation
 
 CHECKED_EVERY = 30.0
@@ -31,6 +31,7 @@ _LOG = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class _Contexts:
     proven: ssl.SSLContext
+    data_plane: ssl.SSLContext
     strangers: ssl.SSLContext
     client: ssl.SSLContext
 
@@ -39,9 +40,11 @@ class Certificates:
     """The TLS contexts of one certificate (`pair`) under one root (PEM file). Each property is asked for every
     connection; after `load` it gives the new one."""
 
-    def __init__(self, pair: KeyPair, root: Path) -> None:
+    def __init__(self, pair: KeyPair, root: Path, protocols: tuple[str, ...] = HTTP_1_1) -> None:
+        """`protocols` are what the data plane's listener offers by ALPN (RFC 7301), the best first."""
         self._pair = pair
         self._root = root
+        self._protocols = protocols
         self._contexts: _Contexts | None = None
         self._read = b""
         self.leaf: x509.Certificate | None = None
@@ -58,6 +61,7 @@ class Certificates:
             return False
         self._contexts = _Contexts(
             proven=server_context(self._pair, client_roots=root),
+            data_plane=server_context(self._pair, client_roots=root, protocols=self._protocols),
             # Strangers know the root by its hash alone: they are shown it.
             strangers=server_context(self._pair, client_roots=None, present=root),
             client=client_context(root, pair=self._pair),
@@ -68,6 +72,10 @@ class Certificates:
     def proven(self) -> ssl.SSLContext:
         """For a listener whose callers prove a certificate."""
         return self._loaded.proven
+
+    def data_plane(self) -> ssl.SSLContext:
+        """For the listener that forwards; its callers prove a certificate too."""
+        return self._loaded.data_plane
 
     def strangers(self) -> ssl.SSLContext:
         """For the listener whose callers have none yet."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from foundation.reasons import Reason
+from gateway.proxy.http2_budget import Flood
 from gateway.snapshot import SnapshotStore
 from gateway.streams.registry import Registry
 from policies.routes import Priority
@@ -30,6 +31,9 @@ class GatewayMetrics:
         self._connections = Gauge("sallyport_connections", "Client connections that are open", registry=registry)
         self._refused = Counter("sallyport_connections_refused", "Connections refused", ("reason",), registry=registry)
         self._shed = Counter("sallyport_requests_shed", "Requests turned away", ("priority",), registry=registry)
+        self._flooded = Counter(
+            "sallyport_http2_floods", "HTTP/2 connections ended for a flood", ("budget",), registry=registry
+        )
         self._dropped = Counter("sallyport_decisions_dropped", "Decisions no longer on record", registry=registry)
         self._registry = registry
         self._children: dict[tuple[str, Reason, int], tuple[Counter, Histogram]] = {}
@@ -53,6 +57,9 @@ class GatewayMetrics:
     def shed(self, priority: Priority) -> None:
         """A request of a route of this priority was turned away, so that others are served."""
         self._shed.labels(priority.value).inc()
+
+    def flooded(self, flood: Flood) -> None:
+        self._flooded.labels(flood.value).inc()
 
     def dropped(self, count: int) -> None:
         """Decisions that the decision log did not keep, or keeps no longer."""

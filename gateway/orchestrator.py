@@ -61,6 +61,7 @@ from gateway.identity import Certificates, Renewal
 from gateway.keep import KeptFacts, read_facts
 from gateway.metrics import GatewayMetrics
 from gateway.proxy.decide import Decider
+from gateway.proxy.http2_budget import Http2Settings
 from gateway.proxy.listener import Listener
 from gateway.proxy.oblige import Obligations
 from gateway.proxy.overload import Overload, OverloadSettings
@@ -124,6 +125,7 @@ class Settings:
     api: ApiSettings
     policy: PolicySettings
     listener: GatewayListenerSettings
+    http2: Http2Settings
     upstreams: UpstreamSettings
     staleness: StalenessSettings
     overload: OverloadSettings
@@ -146,6 +148,7 @@ class Settings:
             api=ApiSettings.parse(section("api")),
             policy=PolicySettings.parse(section("policy")),
             listener=GatewayListenerSettings.parse(gateway.section("listener", optional=True)),
+            http2=Http2Settings.parse(gateway.section("http2", optional=True)),
             upstreams=UpstreamSettings.parse(gateway.section("upstreams", optional=True)),
             staleness=StalenessSettings.parse(gateway.section("staleness", optional=True)),
             overload=OverloadSettings.parse(gateway.section("overload", optional=True)),
@@ -281,8 +284,9 @@ class Orchestrator:
             trust=load_trust(here.enrolment),
         )
         await renew_server_certificate(authority, here.authority, base.time)
-        folder = here.authority.folder
-        certificates = Certificates(KeyPair(folder / "server.pem", folder / "server.key"), folder / "root.pem")
+        folder, protocols = here.authority.folder, self._settings.http2.protocols
+        pair = KeyPair(folder / "server.pem", folder / "server.key")
+        certificates = Certificates(pair, folder / "root.pem", protocols)
         certificates.load()
         return _Source(
             feed=authority.feed,
@@ -298,7 +302,7 @@ class Orchestrator:
 
     def _reach_authority(self, base: _Base, elsewhere: UpstreamAuthoritySettings) -> _Source:
         settings, api = self._settings, elsewhere.api
-        certificates = Certificates(api.pair, api.ca)
+        certificates = Certificates(api.pair, api.ca, settings.http2.protocols)
         certificates.load()
         authority = SpiffeId(settings.system.trust_domain, Kind.GATEWAY, elsewhere.identity)
         renew = ("renew", "--if-due", "--config", str(settings.path), "--renewal", api.address, "--json")
@@ -333,13 +337,14 @@ class Orchestrator:
             base.metrics,
             base.telemetry.span,
             Overload(settings.overload),
+            settings.http2,
         )
         return _GatewayParts(
             store,
             follower,
             kept,
             registry,
-            Listener(source.certificates.proven, services),
+            Listener(source.certificates.data_plane, services),
             PolicyAuthorizer(store, base.time, base.audit, base.decisions.ids, record),
             OperatorsApi(
                 store,

@@ -53,6 +53,11 @@ class ClientConnection(asyncio.Protocol):
         """Bytes that are held for this client, in either direction."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
+    @property
+    def under_way(self) -> int:
+        """Its exchanges that are not over."""
+        raise NotImplementedError
+
     # --- what each protocol does in its own way -------------------------------------------------------
 
     def _welcomed(self) -> None:

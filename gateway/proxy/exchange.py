@@ -161,6 +161,10 @@ class HttpExchange:
         else:
             self._decide()
 
+    @property
+    def decided(self) -> bool:
+        return self._decision is not None
+
     # --- forward -------------------------------------------------------------------------------------
 
     def _forward(self, permit: Permit) -> None:

@@ -89,6 +89,10 @@ class Http1Connection(ClientConnection):
         self._wait(self.services.settings.first_byte_timeout)
 
     @property
+    def under_way(self) -> int:
+        return 0 if self._exchange is None else 1
+
+    @property
     def buffered(self) -> int:
         exchange = self._exchange
         return super().buffered + len(self._held) + (exchange.buffered if exchange is not None else 0)

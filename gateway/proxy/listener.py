@@ -18,10 +18,13 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
+from typing import cast
 
 from foundation.reasons import Reason
+from foundation.tls import HTTP_2
 from gateway.proxy.connection import ClientConnection
 from gateway.proxy.http1_connection import Http1Connection
+from gateway.proxy.http2_connection import Http2Connection
 from gateway.proxy.memory import over_budget
 from gateway.proxy.services import ConnectionServices
 
@@ -31,6 +34,22 @@ SWEEP_SECONDS = 0.25
 SWEEPS_PER_WEIGHING = 4
 DRAIN_STEP_SECONDS = 0.05
 _LOG = logging.getLogger(__name__)
+
+
+class Arrival(asyncio.Protocol):
+    """A connection whose client has proven its certificate: from here on it is the protocol's that ALPN agreed on
+    (RFC 7301). HTTP/2 by prior knowledge or by Upgrade there is none."""
+
+    def __init__(self, services: ConnectionServices, siblings: set[ClientConnection]) -> None:
+        self._services = services
+        self._siblings = siblings
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        agreed = transport.get_extra_info("ssl_object").selected_alpn_protocol()
+        kind = Http2Connection if agreed == HTTP_2 else Http1Connection
+        connection = kind(self._services, self._siblings)
+        cast(asyncio.Transport, transport).set_protocol(connection)
+        connection.connection_made(transport)
 
 
 class Listener:
@@ -132,7 +151,7 @@ class Listener:
         task.add_done_callback(lambda done: self._handshakes.pop(done, None))
 
     async def _shake(self, accepted: socket.socket) -> None:
-        """The handshake; `ClientConnection.connection_made` is called when the certificate is proven."""
+        """The handshake; `Arrival.connection_made` is called when the certificate is proven."""
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._connection,
@@ -149,8 +168,8 @@ class Listener:
             accepted.close()
             raise
 
-    def _connection(self) -> ClientConnection:
-        return Http1Connection(self._services, self._connections)
+    def _connection(self) -> Arrival:
+        return Arrival(self._services, self._connections)
 
     async def _sweep(self) -> None:
         """Ends what is late, and sees by how much this loop is late itself. One timer for all, so that a request costs
@@ -170,7 +189,8 @@ class Listener:
 
     def _weigh(self) -> None:
         """End who holds too much in buffers."""
-        held = ((connection, connection.buffered) for connection in self._connections)
-        for connection in over_budget(held, self._settings.connection_memory, self._settings.memory):
+        each = self._settings.connection_memory
+        held = ((one, one.buffered, each * max(1, one.under_way)) for one in self._connections)
+        for connection in over_budget(held, self._settings.memory):
             self._services.metrics.refused_connection(Reason.CONNECTION_MEMORY)
             connection.abort(Reason.CONNECTION_MEMORY)

@@ -12,12 +12,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def over_budget(held: Iterable[tuple[T, int]], each: int, total: int) -> list[T]:
-    """Who has to go. `held` tells how many bytes each holds; `each` and `total` are bytes."""
+def over_budget(held: Iterable[tuple[T, int, int]], total: int) -> list[T]:
+    """Who has to go. `held` tells how many bytes each holds, and how many it may; `total` is bytes too."""
     ending: list[T] = []
     staying: list[tuple[int, T]] = []
-    for holder, size in held:
-        if size > each:
+    for holder, size, bound in held:
+        if size > bound:
             ending.append(holder)
         elif size:
             staying.append((size, holder))

@@ -13,6 +13,7 @@ from foundation.reasons import Reason
 from foundation.telemetry import SilentSpan
 from foundation.trace import TraceContext
 from gateway.proxy.http1 import Limits, RequestReader
+from gateway.proxy.http2_budget import Flood, Http2Settings
 from gateway.proxy.identify import Peer
 from gateway.proxy.overload import Overload, OverloadSettings
 from gateway.proxy.record import Records
@@ -33,7 +34,8 @@ class GatewayListenerSettings:
     first_byte_timeout: from the handshake to the first request's first byte. header_timeout: from a request's first
     byte to the end of its head. idle_timeout: between requests. body_timeout: without a byte of a body, in either
     direction, while one is owed. request_timeout: from a request's head to its body's last byte, even if it trickles.
-    connection_memory, memory: what one connection, and all of a worker's together, may hold in buffers.
+    connection_memory, memory: what one connection (of HTTP/2: one for each of its streams), and all of a worker's
+    together, may hold in buffers.
     body_bytes: a request's body, whatever its route allows.
     linger_*: what is still read, and dropped, behind a refusal, so that the client gets to read it.
     """
@@ -109,6 +111,9 @@ class ProxyMetrics(Protocol):
     def shed(self, priority: Priority) -> None:
         """A request of a route of this priority was turned away, so that others are served."""
 
+    def flooded(self, flood: Flood) -> None:
+        """An HTTP/2 connection ended because its client overran a budget."""
+
 
 class NoMetrics:
     """Counts nothing."""
@@ -123,6 +128,9 @@ class NoMetrics:
         pass
 
     def shed(self, priority: Priority) -> None:
+        pass
+
+    def flooded(self, flood: Flood) -> None:
         pass
 
 
@@ -169,6 +177,7 @@ class ConnectionServices:
     metrics: ProxyMetrics = field(default_factory=NoMetrics)
     spans: Callable[[str, TraceContext | None], ProxySpan] = silent_span
     overload: Overload = field(default_factory=lambda: Overload(OverloadSettings()))
+    http2: Http2Settings = field(default_factory=Http2Settings)
     draining: bool = False
     requests: RequestReader = field(init=False)
     sources: SourceRates = field(init=False)

@@ -98,6 +98,11 @@ class Connection(Protocol):
     @property
     def peer(self) -> Peer: ...
 
+    @property
+    def under_way(self) -> int:
+        """Its exchanges that are not over."""
+        ...
+
     def abort(self, reason: Reason) -> None:
         """Close it now, without a TLS goodbye."""
         ...
@@ -175,6 +180,10 @@ class Registry:
 
     def connections_of(self, identity: SpiffeId) -> int:
         return len(self._connections.of(identity))
+
+    def exchanges_of(self, identity: SpiffeId) -> int:
+        """Exchanges under way on all connections of this identity."""
+        return sum([connection.under_way for connection in self._connections.of(identity)])
 
     # --- what a new snapshot does ---------------------------------------------------------------
 

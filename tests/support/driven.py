@@ -26,9 +26,11 @@ _MOST_TURNS = 5_000
 class InMemoryTransport(asyncio.Transport):
     """A TLS transport as far as a connection asks: whose certificate it was, and what was written."""
 
-    def __init__(self, certificate: bytes) -> None:
+    def __init__(self, certificate: bytes, agreed: str | None) -> None:
         super().__init__()
         self._certificate = certificate
+        self._agreed = agreed
+        self._protocol: asyncio.BaseProtocol | None = None
         self.written = b""
         self.ended = False
         self.reading = True
@@ -40,7 +42,14 @@ class InMemoryTransport(asyncio.Transport):
         return self._certificate
 
     def selected_alpn_protocol(self) -> str | None:
-        return None
+        return self._agreed
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        assert self._protocol is not None
+        return self._protocol
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not self.ended:
@@ -179,15 +188,16 @@ class DrivenGateway:
         self._upstream = upstream
         self._certificate = certificate
 
-    async def feed(self, pieces: Iterable[bytes]) -> Outcome:
-        """What becomes of these bytes, from a client that goes then."""
+    async def feed(self, pieces: Iterable[bytes], agreed: str | None = None) -> Outcome:
+        """What becomes of these bytes, from a client that goes then. `agreed` is the protocol that ALPN agreed on."""
         plane, upstream = self._plane, self._upstream
         plane.recorded.entries.clear()
         upstream.messages.clear()
         upstream.rest = b""
-        transport = InMemoryTransport(self._certificate)
-        connection = plane.listener._connection()
-        connection.connection_made(transport)
+        transport = InMemoryTransport(self._certificate, agreed)
+        plane.listener._connection().connection_made(transport)
+        connection = transport.get_protocol()
+        assert isinstance(connection, asyncio.Protocol)
         for piece in pieces:
             if transport.ended:
                 break

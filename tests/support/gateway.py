@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from foundation.decisionlog.ids import DecisionIds
 from foundation.faults import Fault
@@ -19,9 +19,10 @@ from foundation.identifiers import Kind
 from foundation.identity import Heartbeat, IdentityChanged, PostureChanged, SnapshotNumbers
 from foundation.ports import DecisionEntry
 from foundation.reasons import Reason
-from foundation.tls import KeyPair, client_context, server_context
+from foundation.tls import HTTP_1_1, HTTP_2, KeyPair, client_context, server_context
 from gateway.fleet.staleness import StalenessSettings
 from gateway.proxy.decide import Decider
+from gateway.proxy.http2_budget import Flood, Http2Settings
 from gateway.proxy.listener import Listener
 from gateway.proxy.oblige import Obligations
 from gateway.proxy.record import Records
@@ -62,6 +63,7 @@ class Counted:
         self.answers: list[tuple[str, Reason, int]] = []
         self.refused: list[Reason] = []
         self.turned_away: list[Priority] = []
+        self.floods: list[Flood] = []
         self.changed = asyncio.Event()
 
     def answered(self, route: str, reason: Reason, status: int, seconds: float) -> None:
@@ -76,6 +78,10 @@ class Counted:
 
     def refused_connection(self, reason: Reason) -> None:
         self.refused.append(reason)
+        self.changed.set()
+
+    def flooded(self, flood: Flood) -> None:
+        self.floods.append(flood)
         self.changed.set()
 
 
@@ -162,6 +168,12 @@ class RawClient:
         self.writer.transport.abort()
 
 
+class Closing(Protocol):
+    """A client of whatever protocol."""
+
+    def close(self) -> None: ...
+
+
 def request_bytes(method: str, target: str, *lines: str, body: bytes = b"") -> bytes:
     head = [f"{method} {target} HTTP/1.1", f"Host: {HOST}", *lines]
     if body:
@@ -177,6 +189,7 @@ class DataPlane:
     routes: tuple[Route, ...]
     settings: GatewayListenerSettings = field(default_factory=GatewayListenerSettings)
     upstream_settings: UpstreamSettings = field(default_factory=UpstreamSettings)
+    http2: Http2Settings = field(default_factory=Http2Settings)
 
     def __post_init__(self) -> None:
         self.redecided: list[Decision] = []
@@ -193,7 +206,7 @@ class DataPlane:
         self.know("edge-1")
         self.publish()
         self.server = self.authority.server("gateway", HOST)
-        self.context = server_context(self.server, client_roots=self.authority.pem)
+        self.context = server_context(self.server, client_roots=self.authority.pem, protocols=(HTTP_2, *HTTP_1_1))
         self.upstreams = Upstreams(self.upstream_settings, self.clock)
         self.services = ConnectionServices(
             self.settings,
@@ -205,9 +218,10 @@ class DataPlane:
             Records(self.recorded),
             self.upstreams,
             self.metrics,
+            http2=self.http2,
         )
         self.listener = Listener(lambda: self.context, self.services)
-        self.clients: list[RawClient] = []
+        self.clients: list[Closing] = []
 
     def know(self, name: str, kind: Kind = Kind.NODE, *, epoch: int = 1) -> None:
         self.store.apply(IdentityChanged(1, record(name, kind=kind, epoch=epoch)))
