@@ -31,6 +31,7 @@ from gateway.configuration import SystemSettings
 from gateway.feed import UpstreamAuthoritySettings
 from gateway.fleet.staleness import StalenessSettings
 from gateway.health import HealthSettings
+from gateway.plane import ProcessSettings
 from gateway.proxy.http2_budget import Http2Settings
 from gateway.proxy.overload import OverloadSettings
 from gateway.proxy.services import GatewayListenerSettings
@@ -75,6 +76,7 @@ def settings() -> str:
         "api": ApiSettings.parse,
         "policy": PolicySettings.parse,
         "upstream_authority": UpstreamAuthoritySettings.parse,
+        "gateway": ProcessSettings.parse,
         "gateway.listener": GatewayListenerSettings.parse,
         "gateway.http2": Http2Settings.parse,
         "gateway.upstreams": UpstreamSettings.parse,

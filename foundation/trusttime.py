@@ -29,9 +29,10 @@ _log = logging.getLogger(__name__)
 
 
 class TrustTime:
-    """Implements `foundation.clock.Clock` over another clock. Make one with `open`, keep `run` running, `close` it."""
+    """Implements `foundation.clock.Clock` over another clock. Make one with `open`, keep `run` running, `close` it. One
+    without a `path` is another process's, which keeps the floor: that one tells the time by `heard`."""
 
-    def __init__(self, clock: Clock, path: Path, floor: float) -> None:
+    def __init__(self, clock: Clock, path: Path | None, floor: float) -> None:
         self._clock = clock
         self.monotonic = clock.monotonic  # asked several times a request: without a call of ours in between
         self._path = path
@@ -79,7 +80,7 @@ class TrustTime:
 
     def _persist(self) -> None:
         floor = self.now()
-        if floor > self._persisted:
+        if self._path is not None and floor > self._persisted:
             write_secret(self._path, b"%.3f" % floor)
             self._persisted = floor
 

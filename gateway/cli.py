@@ -168,7 +168,7 @@ def serve_command(
     from gateway.orchestrator import Orchestrator, Settings  # noqa: PLC0415  # `--help` needs none of it
 
     settings = Settings.parse(read_configuration(config), role)
-    configure_logging(settings.telemetry.log_level)
+    configure_logging(settings.plane.telemetry.log_level)
 
     async def run() -> None:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()

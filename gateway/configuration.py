@@ -78,6 +78,7 @@ class Configuration:
     """The file, read but not judged: each part parses its own section."""
 
     path: Path
+    raw: bytes
     top: Fields
 
     def section(self, name: str) -> Fields:
@@ -132,6 +133,9 @@ host = "{host}"
 port = {api_port}
 socket = "{state}/sallyport.sock"   # for this machine's root
 
+[gateway]
+workers = 0                     # processes that carry the data plane; 0: one for each core
+
 [gateway.listener]
 host = "{host}"
 port = {gateway_port}
@@ -182,6 +186,9 @@ host = "{host}"
 port = {api_port}
 socket = "{state}/sallyport.sock"   # for this machine's root
 
+[gateway]
+workers = 0                     # processes that carry the data plane; 0: one for each core
+
 [gateway.listener]
 host = "{host}"
 port = {gateway_port}
@@ -205,6 +212,11 @@ def read_configuration(path: Path) -> Configuration:
         raw = path.read_bytes()
     except OSError as error:
         raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
+    return parse_configuration(raw, path)
+
+
+def parse_configuration(raw: bytes, path: Path) -> Configuration:
+    """The configuration in `raw`, which was read from `path`. Raises `Fault(SETTING_INVALID | SETTING_UNKNOWN)`."""
     if len(raw) > MAX_BYTES:
         raise Fault(Reason.SETTING_INVALID, f"larger than {MAX_BYTES} bytes", field=str(path))
     try:
@@ -215,4 +227,4 @@ def read_configuration(path: Path) -> Configuration:
     for name in _SECTIONS:
         top.section(name, optional=True)
     top.finish()
-    return Configuration(path.resolve(), top)
+    return Configuration(path.resolve(), raw, top)

@@ -4,6 +4,7 @@ Laws held here:
 - nothing of a bundle is loaded before its signature verifies against the pinned key;
 - the floor (number and digest of the newest revision ever enforced here) is on disk before the revision is enforced, so
   that neither a restart nor a restored authority can bring back an older one, or another one of the same number;
+- it is loaded in every worker, or enforced in none;
 - a revision that does not load raises no floor: after a restart, the one before it can still be enforced.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +25,7 @@ from foundation.identity import PolicyPublished
 from foundation.reasons import Reason
 from gateway.proxy.route import RouteTable
 from gateway.snapshot import PolicyPart
+from policies.engine import PolicyEngine
 from policies.lifecycle.revision import LoadedRevision, verify
 from policies.lifecycle.signing import VerifyingKey
 from policies.loading import load_engine
@@ -31,6 +34,13 @@ from policies.settings import PolicySettings
 
 CLOCK_SECONDS = 5.0
 _MAX_FLOOR_BYTES = 1024
+
+
+LoadEverywhere = Callable[[PolicyPublished], Awaitable[None]]
+
+
+async def _nowhere_else(published: PolicyPublished) -> None:
+    """Where one process is all there is."""
 
 
 class Floor(NamedTuple):
@@ -43,27 +53,48 @@ class Floor(NamedTuple):
 class Enforcer:
     """Implements `gateway.follow.LoadPolicy`."""
 
-    def __init__(self, settings: PolicySettings, key: VerifyingKey, floor_file: Path, mask: Mask | None = None) -> None:
-        """`mask` is for what the record keeps of questions."""
+    def __init__(
+        self,
+        settings: PolicySettings,
+        key: VerifyingKey,
+        floor_file: Path,
+        mask: Mask | None = None,
+        everywhere: LoadEverywhere = _nowhere_else,
+    ) -> None:
+        """`mask` is for what the record keeps of questions. `everywhere` loads what is verified wherever else it is to
+        be enforced; it raises `Fault` when that cannot be."""
         self._settings = settings
         self._mask = mask
-        self._key = key
+        self.key = key
         self._floor_file = floor_file
+        self._everywhere = everywhere
 
     async def __call__(self, published: PolicyPublished) -> PolicyPart:
         """Raises `Fault` with what is wrong with the bundle; then nothing has changed."""
         floor = read_floor(self._floor_file)
-        loaded = await asyncio.to_thread(verify, published.bundle, self._key, floor.number - 1)
+        loaded = await asyncio.to_thread(verify, published.bundle, self.key, floor.number - 1)
         _check_above(floor, loaded)
         engine = await load_engine(loaded.compiled, self._settings, mask=self._mask)
         try:
+            await self._everywhere(published)
             await asyncio.to_thread(write_floor, self._floor_file, Floor(loaded.number, loaded.digest))
         except BaseException:
             await engine.close()
             raise
-        compiled = loaded.compiled
-        every = CLOCK_SECONDS if {(), ("now",)} & set(compiled.reads) else FOREVER
-        return PolicyPart(loaded.number, loaded.digest, engine, RouteTable(loaded.routes), compiled, every)
+        return _part(loaded, engine)
+
+
+async def load_part(published: PolicyPublished, key: VerifyingKey, settings: PolicySettings, mask: Mask) -> PolicyPart:
+    """A worker's own part of a revision that the main process holds against the floor. Raises `Fault`."""
+    loaded = await asyncio.to_thread(verify, published.bundle, key, published.revision - 1)
+    engine = await load_engine(loaded.compiled, settings, mask=mask)
+    return _part(loaded, engine)
+
+
+def _part(loaded: LoadedRevision, engine: PolicyEngine) -> PolicyPart:
+    compiled = loaded.compiled
+    every = CLOCK_SECONDS if {(), ("now",)} & set(compiled.reads) else FOREVER
+    return PolicyPart(loaded.number, loaded.digest, engine, RouteTable(loaded.routes), compiled, every)
 
 
 async def try_out(bundle: bytes, key: VerifyingKey, settings: PolicySettings) -> int:

@@ -41,6 +41,28 @@ class Kept(Protocol):
     def keep(self, change: Change) -> None: ...
 
 
+class Followers(Protocol):
+    """Who else applies the same changes in the same order (`gateway.supervisor`)."""
+
+    async def apply(self, change: Change) -> None:
+        """Tell `change`, before it is in force here."""
+        ...
+
+    def enforce(self, revision: int) -> None:
+        """The revision that was loaded last is in force from now on."""
+        ...
+
+
+class Alone:
+    """Nobody else."""
+
+    async def apply(self, change: Change) -> None:
+        pass
+
+    def enforce(self, revision: int) -> None:
+        pass
+
+
 class Follower:
     """Applies changes in order until cancelled. `caught_up` is set once facts and policy are whole."""
 
@@ -52,8 +74,10 @@ class Follower:
         audit: AuditLog,
         clock: Clock,
         kept: Kept | None = None,
+        others: Followers | None = None,
     ) -> None:
         self._feed = feed
+        self._others = others or Alone()
         self._store = store
         self._load = load
         self._audit = audit
@@ -106,6 +130,7 @@ class Follower:
         if isinstance(change, PolicyPublished):
             await self._publish(change)
             return
+        await self._others.apply(change)
         self._store.apply(change)
         if isinstance(change, Heartbeat):
             self._numbers = change.numbers
@@ -126,6 +151,7 @@ class Follower:
         await self._audit.append(
             AuditEvent("policy.enforced", "gateway", f"revision/{part.revision}", detail={"digest": part.digest})
         )
+        self._others.enforce(part.revision)
         self._store.publish_policy(part)
         if self._kept is not None:
             self._kept.keep(change)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from foundation.fields import Fields
+from gateway.merging import Collector
 
 # Each part's own answer to "are you ready": an empty text, or what it waits for.
 Readiness = Mapping[str, Callable[[], str]]
@@ -39,7 +40,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def health_app(registry: CollectorRegistry, readiness: Readiness) -> web.Application:
+def health_app(gather: Callable[[], Awaitable[Collector]], readiness: Readiness) -> web.Application:
     """An application that says whether the process lives, whether it is ready and why not, and its metrics."""
 
     async def healthz(_: web.Request) -> web.Response:
@@ -50,7 +51,7 @@ def health_app(registry: CollectorRegistry, readiness: Readiness) -> web.Applica
         return web.json_response({"ready": not waiting, "waiting": waiting}, status=503 if waiting else 200)
 
     async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return web.Response(body=generate_latest(await gather()), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
     app.router.add_get("/healthz", healthz)

@@ -42,8 +42,8 @@ class Certificates:
 
     def __init__(self, pair: KeyPair, root: Path, protocols: tuple[str, ...] = HTTP_1_1) -> None:
         """`protocols` are what the data plane's listener offers by ALPN (RFC 7301), the best first."""
-        self._pair = pair
-        self._root = root
+        self.pair = pair
+        self.root = root
         self._protocols = protocols
         self._contexts: _Contexts | None = None
         self._read = b""
@@ -53,18 +53,18 @@ class Certificates:
         """Read certificate, key and root anew; whether they were others. Raises `Fault(FILE_UNREADABLE |
         FILE_MODE_UNSAFE)`; then what was loaded stays."""
         try:
-            read, root = self._pair.certificate.read_bytes(), self._root.read_bytes()
+            read, root = self.pair.certificate.read_bytes(), self.root.read_bytes()
             leaf = x509.load_pem_x509_certificate(read)
         except (OSError, ValueError) as error:
-            raise Fault(Reason.FILE_UNREADABLE, "no certificate and root", field=str(self._pair.certificate)) from error
+            raise Fault(Reason.FILE_UNREADABLE, "no certificate and root", field=str(self.pair.certificate)) from error
         if read == self._read:
             return False
         self._contexts = _Contexts(
-            proven=server_context(self._pair, client_roots=root),
-            data_plane=server_context(self._pair, client_roots=root, protocols=self._protocols),
+            proven=server_context(self.pair, client_roots=root),
+            data_plane=server_context(self.pair, client_roots=root, protocols=self._protocols),
             # Strangers know the root by its hash alone: they are shown it.
-            strangers=server_context(self._pair, client_roots=None, present=root),
-            client=client_context(root, pair=self._pair),
+            strangers=server_context(self.pair, client_roots=None, present=root),
+            client=client_context(root, pair=self.pair),
         )
         self._read, self.leaf = read, leaf
         return True
@@ -88,7 +88,7 @@ class Certificates:
     @property
     def _loaded(self) -> _Contexts:
         if self._contexts is None:
-            raise Fault(Reason.NOT_ENROLLED, field=str(self._pair.certificate))
+            raise Fault(Reason.NOT_ENROLLED, field=str(self.pair.certificate))
         return self._contexts
 
     def expired(self, now: float) -> bool:

@@ -65,16 +65,37 @@ class GatewayMetrics:
         """Decisions that the decision log did not keep, or keeps no longer."""
         self._dropped.inc(count)
 
-    def watch(self, store: SnapshotStore, registry: Registry, behind: Callable[[], float]) -> None:
-        """Read these when they are scraped. `behind` tells by how many seconds the wall clock lags trust time: from a
-        minute on, new certificates look not yet valid to TLS, which goes by the wall clock."""
+    def watch(self, store: SnapshotStore, registry: Registry) -> None:
+        """Read these when they are scraped."""
         gauges = {
             "sallyport_exchanges_open": ("Exchanges under way", lambda: registry.open_count),
             "sallyport_exchanges_cut": ("Exchanges cut since the start", lambda: registry.cut_count),
             "sallyport_policy_revision": ("The enforced revision", lambda: store.current.numbers.policy),
             "sallyport_revocations_number": ("Revocations known", lambda: store.current.numbers.revocations),
-            "sallyport_clock_behind_seconds": ("How far the wall clock lags trust time", behind),
             "sallyport_heartbeat_timestamp_seconds": ("The authority's last heartbeat", lambda: store.heartbeat_at),
         }
         for name, (about, read) in gauges.items():
             Gauge(name, about, registry=self._registry).set_function(read)
+
+
+class ProcessMetrics:
+    """What the main process counts itself. `behind` tells by how many seconds the wall clock lags trust time: from a
+    minute on, new certificates look not yet valid to TLS, which goes by the wall clock."""
+
+    def __init__(self, registry: CollectorRegistry, behind: Callable[[], float]) -> None:
+        self._dropped = Counter("sallyport_decisions_dropped", "Decisions no longer on record", registry=registry)
+        self._ended = Counter("sallyport_workers_ended", "Workers that ended unasked", ("how",), registry=registry)
+        self._ready = Gauge("sallyport_workers_ready", "Workers that carry the data plane", registry=registry)
+        lag = Gauge("sallyport_clock_behind_seconds", "How far the wall clock lags trust time", registry=registry)
+        lag.set_function(behind)
+
+    def dropped(self, count: int) -> None:
+        """Decisions that the decision log keeps no longer."""
+        self._dropped.inc(count)
+
+    def worker_ended(self, how: str) -> None:
+        """`how` is `killed` (by us: it was silent), or `died`."""
+        self._ended.labels(how).inc()
+
+    def workers_ready(self, count: int) -> None:
+        self._ready.set(count)

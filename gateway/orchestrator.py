@@ -15,10 +15,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,9 @@ from foundation.audit.settings import AuditSettings
 from foundation.bearer import BearerVerifier
 from foundation.callers import CertificateCallers, LocalCallers
 from foundation.clock import SystemClock
+from foundation.decisionlog.closing import SegmentCloser
 from foundation.decisionlog.log import DecisionLog
 from foundation.decisionlog.masking import Mask
-from foundation.decisionlog.settings import DecisionLogSettings
 from foundation.faults import Fault
 from foundation.files import make_private_folder
 from foundation.hotstate.memory import HotStateSettings, MemoryHotState
@@ -43,7 +42,7 @@ from foundation.reasons import Reason
 from foundation.serving import serve_api, serve_unix
 from foundation.storage.database import Database
 from foundation.storage.settings import StorageSettings
-from foundation.telemetry import Telemetry, TelemetrySettings
+from foundation.telemetry import Telemetry
 from foundation.tls import KeyPair
 from foundation.trusttime import TrustTime
 from gateway.api.authorise import PolicyAuthorizer
@@ -51,27 +50,22 @@ from gateway.api.explaining import Explainer
 from gateway.api.operators import OperatorsApi
 from gateway.api.settings import ApiSettings
 from gateway.configuration import Configuration, Role, SystemSettings
+from gateway.control import Configure
 from gateway.directory import SnapshotDirectory
 from gateway.enforce import Enforcer, try_out
 from gateway.feed import HttpFeed, UpstreamAuthoritySettings
-from gateway.fleet.staleness import StalenessSettings
 from gateway.follow import Follower
 from gateway.health import HealthSettings, health_app
 from gateway.identity import Certificates, Renewal
 from gateway.keep import KeptFacts, read_facts
-from gateway.metrics import GatewayMetrics
-from gateway.proxy.decide import Decider
-from gateway.proxy.http2_budget import Http2Settings
-from gateway.proxy.listener import Listener
-from gateway.proxy.oblige import Obligations
-from gateway.proxy.overload import Overload, OverloadSettings
-from gateway.proxy.record import Records
-from gateway.proxy.services import ConnectionServices, GatewayListenerSettings
-from gateway.proxy.upstream import Upstreams, UpstreamSettings
-from gateway.records import recording, recording_cuts
+from gateway.metrics import ProcessMetrics
+from gateway.plane import MASK_KEY, PlaneSettings
+from gateway.records import recording
+from gateway.scrape import Scrape
 from gateway.shelf import RevisionShelf
 from gateway.snapshot import SnapshotStore
-from gateway.streams.registry import Registry
+from gateway.sockets import bind_all
+from gateway.supervisor import Pool, Supervisor
 from pki.api.enrolment import enrolment_routes, renewal_routes
 from pki.api.routes import authority_routes
 from pki.api.standing import Standing
@@ -82,12 +76,11 @@ from pki.enrol.service import EnrolmentService
 from pki.enrol.settings import EnrolmentSettings
 from pki.settings import AuthoritySettings
 from policies.lifecycle.revision import build
-from policies.lifecycle.signing import VerifyingKey, load_signing_key, parse_verifying_key
+from policies.lifecycle.signing import VerifyingKey, load_signing_key, parse_verifying_key, public_pem
 from policies.lifecycle.workspace import read_workspace
 from policies.settings import PolicySettings
 
 CHORES_EVERY = 600.0
-DRAIN_SECONDS = 10.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -116,46 +109,33 @@ class Settings:
     """Every part's own settings, parsed before anything starts, so that a wrong one changes nothing. `authority` is its
     own settings where it is on this machine, and where to find it otherwise."""
 
-    path: Path
-    system: SystemSettings
-    telemetry: TelemetrySettings
+    configuration: Configuration
+    plane: PlaneSettings
     audit: AuditSettings
-    decisions: DecisionLogSettings
     authority: AuthoritySections | UpstreamAuthoritySettings
     api: ApiSettings
-    policy: PolicySettings
-    listener: GatewayListenerSettings
-    http2: Http2Settings
-    upstreams: UpstreamSettings
-    staleness: StalenessSettings
-    overload: OverloadSettings
     health: HealthSettings
 
     @classmethod
     def parse(cls, configuration: Configuration, role: Role | None = None) -> Settings:
         """`role` goes over the file's. Raises `Fault(SETTING_INVALID | SETTING_UNKNOWN)` with the setting's path."""
-        section = configuration.section
-        system = SystemSettings.parse(section("sallyport"))
-        system = replace(system, role=role or system.role)
-        gateway = section("gateway")
-        settings = cls(
-            path=configuration.path,
-            system=system,
-            telemetry=TelemetrySettings.parse(section("telemetry")),
+        section, plane = configuration.section, PlaneSettings.parse(configuration, role)
+        return cls(
+            configuration=configuration,
+            plane=plane,
             audit=AuditSettings.parse(section("audit")),
-            decisions=DecisionLogSettings.parse(section("decisions")),
-            authority=_authority(configuration, system),
+            authority=_authority(configuration, plane.system),
             api=ApiSettings.parse(section("api")),
-            policy=PolicySettings.parse(section("policy")),
-            listener=GatewayListenerSettings.parse(gateway.section("listener", optional=True)),
-            http2=Http2Settings.parse(gateway.section("http2", optional=True)),
-            upstreams=UpstreamSettings.parse(gateway.section("upstreams", optional=True)),
-            staleness=StalenessSettings.parse(gateway.section("staleness", optional=True)),
-            overload=OverloadSettings.parse(gateway.section("overload", optional=True)),
             health=HealthSettings.parse(section("health")),
         )
-        gateway.finish()
-        return settings
+
+    @property
+    def system(self) -> SystemSettings:
+        return self.plane.system
+
+    @property
+    def policy(self) -> PolicySettings:
+        return self.plane.policy
 
     @property
     def authority_sections(self) -> AuthoritySections:
@@ -186,7 +166,8 @@ class _Base:
     audit: MerkleAuditLog
     mask: Mask
     decisions: DecisionLog
-    metrics: GatewayMetrics
+    segments: SegmentCloser
+    metrics: ProcessMetrics
     policy_key: VerifyingKey
 
 
@@ -205,14 +186,13 @@ class _Source:
 
 @dataclass(frozen=True, slots=True)
 class _GatewayParts:
-    """Decisions over one snapshot store, and the data plane. `kept` is None where the authority is here: its database
-    keeps everything."""
+    """The facts and who follows them: this process for its API, the workers for the data plane. `kept` is None where
+    the authority is here: its database keeps everything."""
 
     store: SnapshotStore
     follower: Follower
     kept: KeptFacts | None
-    registry: Registry
-    listener: Listener
+    workers: Supervisor
     authorizer: PolicyAuthorizer
     operators: OperatorsApi
     shelf: RevisionShelf
@@ -230,39 +210,43 @@ class Orchestrator:
         async with AsyncExitStack() as stack:
             base = await self._open_base(stack)
             source = await self._open_source(stack, base)
-            gateway = self._build_gateway(base, source)
+            gateway = self._build_gateway(stack, base, source)
             stack.push_async_callback(gateway.shelf.close)
-            background = [base.time.run, gateway.follower.run, gateway.registry.run, source.keep_certificate]
+            background = [base.time.run, gateway.workers.run, gateway.follower.run, source.keep_certificate]
             if gateway.kept is not None:
                 background.append(gateway.kept.run)
             await stack.enter_async_context(_running(*background))
             await self._serve_health(stack, base, source, gateway)
-            await _either(gateway.follower.caught_up, stop)
+            await _either(gateway.follower.caught_up.wait(), stop.wait())
+            await _either(gateway.workers.wait_ready(), stop.wait())
             if stop.is_set():
                 return
             await self._listen(stack, base, source, gateway)
+            gateway.workers.accept()
             _settle_memory()
             self.started.set()
             await stop.wait()
-            await gateway.listener.drain(DRAIN_SECONDS)
+            await gateway.workers.drain(self._settings.plane.processes.drain)
 
     # --- building, in the order of the start ------------------------------------------------------
 
     async def _open_base(self, stack: AsyncExitStack) -> _Base:
         settings = self._settings
         make_private_folder(settings.system.state)
-        telemetry = Telemetry(settings.telemetry)
+        telemetry = Telemetry(settings.plane.telemetry)
         stack.callback(telemetry.close)
         time = TrustTime.open(settings.system.state / "trust-time", SystemClock())
         stack.callback(time.close)
         audit = await MerkleAuditLog.open(settings.audit, time)
         stack.push_async_callback(audit.close)
-        metrics = GatewayMetrics(telemetry.registry)
-        mask = Mask.open(settings.system.state / "decision-mask.key")
-        decisions = await DecisionLog.open(settings.decisions, time, audit, metrics.dropped, mask)
+        metrics = ProcessMetrics(telemetry.registry, lambda: time.behind)
+        mask = Mask.open(settings.system.state / MASK_KEY)
+        segments = SegmentCloser(settings.plane.decisions, audit, metrics.dropped)
+        decisions = await DecisionLog.open(settings.plane.decisions, time, segments, metrics.dropped, mask)
         stack.push_async_callback(decisions.close)
+        await segments.mend_workers()
         policy_key = parse_verifying_key(_read(settings.policy_key_file))
-        return _Base(telemetry, time, audit, mask, decisions, metrics, policy_key)
+        return _Base(telemetry, time, audit, mask, decisions, segments, metrics, policy_key)
 
     async def _open_source(self, stack: AsyncExitStack, base: _Base) -> _Source:
         settings = self._settings.authority
@@ -284,9 +268,8 @@ class Orchestrator:
             trust=load_trust(here.enrolment),
         )
         await renew_server_certificate(authority, here.authority, base.time)
-        folder, protocols = here.authority.folder, self._settings.http2.protocols
-        pair = KeyPair(folder / "server.pem", folder / "server.key")
-        certificates = Certificates(pair, folder / "root.pem", protocols)
+        folder = here.authority.folder
+        certificates = Certificates(KeyPair(folder / "server.pem", folder / "server.key"), folder / "root.pem")
         certificates.load()
         return _Source(
             feed=authority.feed,
@@ -302,53 +285,35 @@ class Orchestrator:
 
     def _reach_authority(self, base: _Base, elsewhere: UpstreamAuthoritySettings) -> _Source:
         settings, api = self._settings, elsewhere.api
-        certificates = Certificates(api.pair, api.ca, settings.http2.protocols)
+        certificates = Certificates(api.pair, api.ca)
         certificates.load()
         authority = SpiffeId(settings.system.trust_domain, Kind.GATEWAY, elsewhere.identity)
-        renew = ("renew", "--if-due", "--config", str(settings.path), "--renewal", api.address, "--json")
+        renew = ("renew", "--if-due", "--config", str(settings.configuration.path), "--renewal", api.address, "--json")
         return _Source(
             feed=HttpFeed(api.address, authority, certificates.client, base.time.heard),
             certificates=certificates,
             keep_certificate=Renewal(certificates, renew, base.time).run,
         )
 
-    def _build_gateway(self, base: _Base, source: _Source) -> _GatewayParts:
+    def _build_gateway(self, stack: AsyncExitStack, base: _Base, source: _Source) -> _GatewayParts:
         settings, store = self._settings, SnapshotStore()
         record = recording(base.decisions, base.time)
-        decider = Decider(store, base.time, settings.staleness, Obligations(base.time), base.decisions.ids)
-        registry = Registry(base.time, recording_cuts(base.decisions, base.time), decider)
-        store.listen(registry.changed)
-        base.metrics.watch(store, registry, lambda: base.time.behind)
         state = settings.system.state
-        enforcer = Enforcer(settings.policy, base.policy_key, state / "policy.floor", base.mask)
+        workers = Supervisor(self._pool(stack, base, source), store, base.time, base.metrics)
+        enforcer = Enforcer(settings.policy, base.policy_key, state / "policy.floor", base.mask, workers.load)
         is_here = isinstance(settings.authority, AuthoritySections)
         kept = None if is_here else KeptFacts(state / "facts", store.present, base.time)
         shelf = RevisionShelf(state / "revisions", base.policy_key, settings.policy)
-        follower = Follower(source.feed, store, shelf.keeping(enforcer), base.audit, base.time, kept)
-        services = ConnectionServices(
-            settings.listener,
-            settings.system.trust_domain,
-            base.time,
-            lambda: store.current.policy.routes if store.current.policy else None,
-            decider,
-            registry,
-            Records(base.decisions),
-            Upstreams(settings.upstreams, base.time),
-            base.metrics,
-            base.telemetry.span,
-            Overload(settings.overload),
-            settings.http2,
-        )
+        follower = Follower(source.feed, store, shelf.keeping(enforcer), base.audit, base.time, kept, workers)
         return _GatewayParts(
             store,
             follower,
             kept,
-            registry,
-            Listener(source.certificates.data_plane, services),
+            workers,
             PolicyAuthorizer(store, base.time, base.audit, base.decisions.ids, record),
             OperatorsApi(
                 store,
-                registry,
+                workers.ask,
                 base.decisions,
                 Explainer(store, base.decisions, shelf.engine),
                 base.time,
@@ -356,6 +321,32 @@ class Orchestrator:
             ),
             shelf,
         )
+
+    def _pool(self, stack: AsyncExitStack, base: _Base, source: _Source) -> Pool:
+        """The workers; none where no data plane is wanted."""
+        settings = self._settings
+        plane, count = settings.plane, settings.plane.processes.workers
+        if plane.system.role is Role.AUTHORITY:
+            count = 0
+        where = plane.listener
+        listening = bind_all(where.host, where.port, count)
+        for each in listening:
+            stack.callback(each.close)
+
+        def configure(number: int) -> Configure:
+            return Configure(
+                settings=settings.configuration.raw.decode(),
+                path=str(settings.configuration.path),
+                number=number,
+                of=count,
+                now=base.time.now(),
+                certificate=str(source.certificates.pair.certificate),
+                key=str(source.certificates.pair.key),
+                root=str(source.certificates.root),
+                policy_key=public_pem(base.policy_key).decode(),
+            )
+
+        return Pool(count, configure, listening, base.segments, plane)
 
     # --- listening ----------------------------------------------------------------------------------
 
@@ -365,10 +356,14 @@ class Orchestrator:
 
         waits = {
             "policy and facts": lambda: _waits_for(gateway.store, gateway.follower),
+            "workers": lambda: gateway.workers.waits_for,
             "certificate": certificate,
             "listeners": lambda: "" if self.started.is_set() else "the start",
         }
-        health = health_app(base.telemetry.registry, waits)
+        workers = gateway.workers
+        scrape = Scrape(base.telemetry.registry, lambda: workers.ask("metrics"), lambda: workers.living)
+        workers.last_words = scrape.farewell
+        health = health_app(scrape.gather, waits)
         settings = self._settings.health
         await stack.enter_async_context(_serve_plain(health, settings.host, settings.port))
 
@@ -390,9 +385,6 @@ class Orchestrator:
             await enter(serve_api(enrolment, certificates.strangers, where.host, where.port))
         await enter(serve_api(api, certificates.proven, settings.api.host, settings.api.port))
         await enter(serve_unix(local, settings.api.socket))
-        stack.push_async_callback(gateway.listener.close)
-        if settings.system.role is not Role.AUTHORITY:
-            gateway.listener.start(_listening_socket(settings.listener))
 
 
 def _authority_routes(base: _Base, authority: Authority, trust_domain: str, policy: PolicySettings) -> list[ApiRoute]:
@@ -434,8 +426,8 @@ def _waits_for(store: SnapshotStore, follower: Follower) -> str:
     return "" if store.current.policy is not None else "a policy revision"
 
 
-async def _either(*events: asyncio.Event) -> None:
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
+async def _either(*awaited: Coroutine[Any, Any, Any]) -> None:
+    waits = [asyncio.ensure_future(each) for each in awaited]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -448,15 +440,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
-
-
-def _listening_socket(settings: GatewayListenerSettings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=settings.backlog)
-    except OSError as error:
-        detail = f"cannot listen: {error.strerror}"
-        raise Fault(Reason.SETTING_INVALID, detail, field="gateway.listener") from error
 
 
 @asynccontextmanager

@@ -9,7 +9,6 @@ from foundation.decisionlog.masking import Mask
 from policies.cache import DecisionCache
 from policies.cached import CachedEngine
 from policies.engine import CompiledPolicy, PolicyEngine
-from policies.opa_server import OpaServerEngine
 from policies.settings import PolicySettings
 from policies.wasm import WasmEngine
 
@@ -22,6 +21,8 @@ async def load_engine(
     cannot be reached."""
     engine: PolicyEngine
     if settings.engine == "opa":
+        from policies.opa_server import OpaServerEngine  # noqa: PLC0415  # its HTTP client costs 10 MB and 0.1 s
+
         engine = await OpaServerEngine.load(compiled, settings, clock or SystemClock())
     else:
         engine = await asyncio.to_thread(WasmEngine, compiled, settings)

@@ -8,8 +8,19 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
-from foundation.decisionlog.segments import CLOSED_SUFFIX, compress, disk_bytes, facts, remove, segment_paths
+from foundation.decisionlog.folders import folders, is_free
+from foundation.decisionlog.segments import (
+    CLOSED_SUFFIX,
+    compress,
+    disk_bytes,
+    facts,
+    first_id,
+    mend,
+    remove,
+    segment_paths,
+)
 from foundation.decisionlog.settings import DecisionLogSettings
 from foundation.faults import Fault
 from foundation.ports import AuditEvent, AuditLog
@@ -18,19 +29,54 @@ _ACTOR = "system"
 _log = logging.getLogger(__name__)
 
 
-class SegmentCloser:
-    """Closes segments one after another, in a task of its own while there are any."""
+class Closer(Protocol):
+    """What a log does with its full segments."""
 
-    def __init__(self, settings: DecisionLogSettings, audit: AuditLog, on_drop: Callable[[int], None]) -> None:
+    async def mend(self, folder: Path) -> None:
+        """Close what a crash left open in `folder`, which nobody else writes. Raises `OSError`."""
+        ...
+
+    def submit(self, path: Path) -> None:
+        """Close the segment at `path` soon."""
+        ...
+
+    async def finish(self) -> None:
+        """Return when nothing is left to close."""
+        ...
+
+
+class SegmentCloser:
+    """Closes segments one after another, in a task of its own while there are any; keeps the bound over all folders.
+    `on_drop` is told how many decisions went with a dropped segment."""
+
+    def __init__(
+        self, settings: DecisionLogSettings, audit: AuditLog, on_drop: Callable[[int], None] = lambda count: None
+    ) -> None:
         self._settings = settings
         self._audit = audit
         self._on_drop = on_drop
         self._waiting: list[Path] = []
+        self._turn = asyncio.Lock()  # one at a time touches closed segments and drafts
         self._task: asyncio.Task[None] | None = None
+
+    async def mend(self, folder: Path) -> None:
+        """See `Closer`."""
+        async with self._turn:
+            left = await asyncio.to_thread(mend, folder)
+        for path in left:
+            self.submit(path)
+
+    async def mend_workers(self) -> None:
+        """Close what workers of the past left open, where none writes now. Raises `OSError`."""
+        _own, *others = await asyncio.to_thread(folders, self._settings.directory)
+        for folder in others:
+            if await asyncio.to_thread(is_free, folder):
+                await self.mend(folder)
 
     def submit(self, path: Path) -> None:
         """Close the segment at `path` soon."""
-        self._waiting.append(path)
+        if path not in self._waiting:
+            self._waiting.append(path)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="decision-segments")
 
@@ -42,8 +88,9 @@ class SegmentCloser:
     async def _run(self) -> None:
         while self._waiting:
             try:
-                await self._close(self._waiting.pop(0))
-                await self._keep_bound()
+                async with self._turn:
+                    await self._close(self._waiting.pop(0))
+                    await self._keep_bound()
             except (OSError, EOFError, Fault) as error:
                 # It stays as it is and is taken up again at the next start.
                 _log.warning("a decision segment could not be closed", extra={"cause": str(error)})
@@ -63,7 +110,7 @@ class SegmentCloser:
 
 def _beyond(directory: Path, total_bytes: int) -> list[Path]:
     """The oldest closed segments that must go so that all together take `total_bytes` at most."""
-    paths = segment_paths(directory)
+    paths = sorted((path for folder in folders(directory) for path in segment_paths(folder)), key=first_id)
     sizes = [disk_bytes(path) for path in paths]
     excess = sum(sizes) - total_bytes
     doomed = []

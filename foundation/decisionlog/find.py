@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from foundation.decisionlog.blocks import Index, raw_id, read_block, read_index, text_id
+from foundation.decisionlog.folders import folders
 from foundation.decisionlog.ids import is_decision_id
 from foundation.decisionlog.line import CUT_PREFIX, ID_PREFIX
 from foundation.decisionlog.segments import CLOSED_SUFFIX, first_id, segment_paths
@@ -30,18 +31,24 @@ def find(directory: Path, decision_id: str) -> Record:
     """The decision of this ID, its input in place. Raises `Fault(NOT_FOUND | FILE_UNREADABLE)`."""
     if not is_decision_id(decision_id):
         raise Fault(Reason.NOT_FOUND, "not a decision ID: d- and 28 hex digits", field="id")
-    for path in _candidates(_segments(directory), decision_id):
-        record = _read(path, lambda segment: _record(segment, segment.line(decision_id)))
-        if record is not None:
-            return record
+    for folder in _folders(directory):
+        for path in _candidates(_segments(folder), decision_id):
+            record = _read(path, lambda segment: _record(segment, segment.line(decision_id)))
+            if record is not None:
+                return record
     raise Fault(Reason.NOT_FOUND, "no decision of this ID is on record here, or no longer", field="id")
 
 
 def recent(directory: Path, limit: int) -> list[Record]:
     """The newest decisions, the newest first; at most `MAX_RECENT`. Raises `Fault(FILE_UNREADABLE)`."""
     limit = min(limit, MAX_RECENT)
+    found = [record for folder in _folders(directory) for record in _recent_in(folder, limit)]
+    return sorted(found, key=lambda record: str(record["id"]), reverse=True)[:limit]
+
+
+def _recent_in(folder: Path, limit: int) -> list[Record]:
     found: list[Record] = []
-    for path in reversed(_segments(directory)):
+    for path in reversed(_segments(folder)):
         found += _read(path, partial(_newest, limit=limit - len(found)))
         if len(found) >= limit:
             break
@@ -51,7 +58,12 @@ def recent(directory: Path, limit: int) -> list[Record]:
 def find_cut(directory: Path, permit_id: str) -> Record | None:
     """The decision that ended the stream which ran by `permit_id`; None when there is none, or it lies more than
     `MAX_LATER` segments behind. Raises `Fault(FILE_UNREADABLE)`."""
-    paths = _segments(directory)
+    found = (_cut_in(folder, permit_id) for folder in _folders(directory))
+    return next((record for record in found if record is not None), None)
+
+
+def _cut_in(folder: Path, permit_id: str) -> Record | None:
+    paths = _segments(folder)
     begin = max(0, bisect_right(paths, permit_id, key=first_id) - 2)
     for path in paths[begin : begin + MAX_LATER]:
         record = _read(path, lambda segment: _record(segment, segment.cut(permit_id)))
@@ -150,6 +162,13 @@ def _record(segment: _Segment, line: bytes | None) -> Record | None:
     if first is not None:
         record["input"] = json.loads(first).get("input")
     return record
+
+
+def _folders(directory: Path) -> list[Path]:
+    try:
+        return folders(directory)
+    except OSError as error:
+        raise Fault(Reason.FILE_UNREADABLE, error.strerror or "", field=str(directory)) from error
 
 
 def _read(path: Path, take: Callable[[_Segment], T]) -> T:

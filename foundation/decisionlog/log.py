@@ -12,22 +12,22 @@ Laws held here:
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 from collections.abc import Callable
 
 from foundation.clock import Clock
 from foundation.decisionlog import find as finder
-from foundation.decisionlog.closing import SegmentCloser
+from foundation.decisionlog.closing import Closer
+from foundation.decisionlog.folders import take_lock
 from foundation.decisionlog.ids import DecisionIds
 from foundation.decisionlog.line import encode, like, with_cut, with_facts, with_input
 from foundation.decisionlog.masking import Mask
-from foundation.decisionlog.segments import ActiveSegment, mend, newest_id
+from foundation.decisionlog.segments import ActiveSegment, newest_id
 from foundation.decisionlog.settings import DecisionLogSettings
 from foundation.faults import Fault
-from foundation.files import SECRET_MODE, make_private_folder
-from foundation.ports import AuditLog, DecisionEntry
+from foundation.files import make_private_folder
+from foundation.ports import DecisionEntry
 from foundation.reasons import Reason
 
 MAX_BUFFERED = 4096
@@ -37,17 +37,17 @@ _log = logging.getLogger(__name__)
 
 class DecisionLog:
     """Implements `foundation.ports.DecisionRecorder`. `ids` makes the decisions' IDs; `dropped` counts decisions that
-    were not kept or are gone. Belongs to one event loop; close it before the audit log."""
+    were not kept. Belongs to one event loop and one process: each writes a folder of its own."""
 
     def __init__(
-        self, settings: DecisionLogSettings, clock: Clock, audit: AuditLog, on_drop: Callable[[int], None], mask: Mask
+        self, settings: DecisionLogSettings, clock: Clock, closer: Closer, on_drop: Callable[[int], None], mask: Mask
     ) -> None:
         self.ids = DecisionIds(clock)
         self.dropped = 0
         self._settings = settings
         self._on_drop = on_drop
         self._mask = mask
-        self._closer = SegmentCloser(settings, audit, self._count)
+        self._closer = closer
         self._loop = asyncio.get_running_loop()
         self._entries: list[DecisionEntry] = []
         self._lines: list[bytes] = []
@@ -63,19 +63,18 @@ class DecisionLog:
         cls,
         settings: DecisionLogSettings,
         clock: Clock,
-        audit: AuditLog,
+        closer: Closer,
         on_drop: Callable[[int], None] = lambda count: None,
         mask: Mask | None = None,
     ) -> DecisionLog:
-        """Open the log in its folder, and close what a crash left open. `on_drop` is told how many decisions were
-        dropped; `mask` hides what follows the `?` of a target. Raises `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE |
-        CONFLICT)`."""
+        """Open the log in its folder; `closer` closes what a crash left open there, and every full segment. `on_drop`
+        is told how many decisions were not kept; `mask` hides what follows the `?` of a target. Raises
+        `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE | CONFLICT)`."""
         make_private_folder(settings.directory)
-        log = cls(settings, clock, audit, on_drop, mask or Mask.forgetful())
+        log = cls(settings, clock, closer, on_drop, mask or Mask.forgetful())
         try:
-            log._take_lock()
-            for path in await asyncio.to_thread(mend, settings.directory):
-                log._closer.submit(path)
+            log._lock = take_lock(settings.directory)
+            await closer.mend(settings.directory)
             log.ids = DecisionIds(clock, after=await asyncio.to_thread(newest_id, settings.directory))
         except OSError as error:
             await log.close()
@@ -189,10 +188,3 @@ class DecisionLog:
     def _count(self, dropped: int) -> None:
         self.dropped += dropped
         self._on_drop(dropped)
-
-    def _take_lock(self) -> None:
-        self._lock = os.open(self._settings.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, SECRET_MODE)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError("another process writes this decision log") from None

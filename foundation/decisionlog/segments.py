@@ -79,8 +79,12 @@ def id_of(line: bytes) -> str:
 
 def newest_id(directory: Path) -> str:
     """The ID recorded last, or nothing when the log is empty. Raises `OSError`."""
-    paths = segment_paths(directory)
-    return max(first_id(paths[-1]), facts(paths[-1]).last) if paths else ""
+    while paths := segment_paths(directory):
+        try:
+            return max(first_id(paths[-1]), facts(paths[-1]).last)
+        except FileNotFoundError:  # it was closed meanwhile, or dropped
+            continue
+    return ""
 
 
 def facts(path: Path) -> SegmentFacts:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from foundation.api import Answer, ApiRoute, Call
 from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.reasons import Reason
+from gateway.scrape import Told
 from gateway.snapshot import SnapshotStore
-from gateway.streams.registry import Registry
 from policies.explain import Explanation
 
 MAX_LISTED = 1000
+# A question to every worker, by name; their answers.
+AskWorkers = Callable[[str], Awaitable[Sequence[Told]]]
 
 
 class Records(Protocol):
@@ -28,14 +30,14 @@ class OperatorsApi:
     def __init__(
         self,
         store: SnapshotStore,
-        registry: Registry,
+        ask: AskWorkers,
         records: Records,
         explain: Callable[[str], Awaitable[Explanation]],
         clock: Clock,
         ready: Callable[[], str],
     ) -> None:
         self._store = store
-        self._registry = registry
+        self._ask = ask
         self._records = records
         self._explain = explain
         self._clock = clock
@@ -61,14 +63,16 @@ class OperatorsApi:
 
     async def show(self, call: Call) -> Answer:
         snapshot = self._store.current
+        counts = [each.answer.split() for each in await self._ask("open")]
         return Answer.of(
             {
+                "workers": len(counts),
                 "numbers": snapshot.numbers._asdict(),
                 "policy_digest": snapshot.policy.digest if snapshot.policy else "",
                 "identities": len(snapshot.inventory),
                 "heartbeat_age_seconds": max(0.0, self._clock.now() - self._store.heartbeat_at),
-                "exchanges_open": self._registry.open_count,
-                "exchanges_cut": self._registry.cut_count,
+                "exchanges_open": sum(int(now) for now, _cut in counts),
+                "exchanges_cut": sum(int(cut) for _now, cut in counts),
                 "waiting_for": self._ready(),
             }
         )

@@ -17,7 +17,7 @@ import itertools
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import cast
 
 from foundation.reasons import Reason
@@ -53,34 +53,49 @@ class Arrival(asyncio.Protocol):
 
 
 class Listener:
-    """One listening socket's connections in one worker."""
+    """The connections of one worker, from the listening sockets that are its to accept from."""
 
     def __init__(self, context: ContextProvider, services: ConnectionServices) -> None:
         self._context = context
         self._services = services
         self._settings = services.settings
-        self._listening: socket.socket | None = None
+        self._listening: dict[int, socket.socket] = {}  # by descriptor
         self._handshakes: dict[asyncio.Task[None], None] = {}  # in the order of their coming
         self._connections: set[ClientConnection] = set()
         self._sweeping: asyncio.Task[None] | None = None
 
-    def start(self, listening: socket.socket) -> None:
-        """Accept from `listening`, which is bound and listens already. Needs a running event loop."""
-        listening.setblocking(False)
-        self._listening = listening
+    def start(self, *listening: socket.socket) -> None:
+        """Accept from these sockets, which listen already, and from no others. Needs a running event loop; may be
+        called again."""
+        wanted = {each.fileno(): each for each in listening}
+        self._stop_accepting(but=wanted)
         loop = asyncio.get_running_loop()
-        loop.add_reader(listening.fileno(), self._accept)
-        self._sweeping = loop.create_task(self._sweep())
+        for descriptor, each in wanted.items():
+            each.setblocking(False)
+            if descriptor not in self._listening:
+                self._listening[descriptor] = each
+                loop.add_reader(descriptor, self._accept, each)
+        if self._sweeping is None:
+            self._sweeping = loop.create_task(self._sweep())
 
-    async def drain(self, seconds: float) -> None:
-        """Accept no more, let what is under way end, at most for `seconds`, then end the rest."""
-        self._services.draining = True
+    def stop_listening(self) -> None:
+        """Accept who waits already, and nobody any more."""
+        for each in list(self._listening.values()):
+            self._accept(each)
         self._stop_accepting()
+
+    async def drain(self, seconds: float, grace: float = 0.0) -> None:
+        """Accept no more, let what is under way end, at most for `seconds`, then end the rest. For `grace` seconds idle
+        connections may still send one request, and are told then that it was the last: what is on its way when
+        somebody takes over is not lost."""
+        self._services.draining = True
+        self.stop_listening()
         clock = self._services.clock
-        until = clock.monotonic() + seconds
-        while self._connections and clock.monotonic() < until:
-            for connection in list(self._connections):
-                connection.close_if_idle()
+        began = clock.monotonic()
+        while (self._connections or self._handshakes) and clock.monotonic() < began + seconds:
+            if clock.monotonic() >= began + grace:
+                for connection in list(self._connections):
+                    connection.close_if_idle()
             await clock.sleep(DRAIN_STEP_SECONDS)
         await self.close()
 
@@ -98,35 +113,33 @@ class Listener:
     def open_count(self) -> int:
         return len(self._connections)
 
-    def _stop_accepting(self) -> None:
-        if self._listening is not None:
-            asyncio.get_running_loop().remove_reader(self._listening.fileno())
-            self._listening = None
+    def _stop_accepting(self, but: Container[int] = ()) -> None:
+        for descriptor in [each for each in self._listening if each not in but]:
+            asyncio.get_running_loop().remove_reader(descriptor)
+            del self._listening[descriptor]
 
-    def _accept(self) -> None:
+    def _accept(self, listening: socket.socket) -> None:
         for _ in range(ACCEPTED_PER_TURN):
-            if self._listening is None:
-                return
             try:
-                accepted, address = self._listening.accept()
+                accepted, address = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                self._rest(error)
+                self._rest(listening, error)
                 return
             self._welcome(accepted, address[0])
 
-    def _rest(self, error: OSError) -> None:
+    def _rest(self, listening: socket.socket, error: OSError) -> None:
         """Out of descriptors or memory: the queue keeps whom we cannot take, and we come back."""
-        if error.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM} or self._listening is None:
+        if error.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
             return
         _LOG.error("no more connections can be accepted now: %s", error)
-        listening, loop = self._listening, asyncio.get_running_loop()
-        loop.remove_reader(listening.fileno())
+        descriptor, loop = listening.fileno(), asyncio.get_running_loop()
+        loop.remove_reader(descriptor)
 
         def again() -> None:
-            if self._listening is listening:
-                loop.add_reader(listening.fileno(), self._accept)
+            if self._listening.get(descriptor) is listening:
+                loop.add_reader(descriptor, self._accept, listening)
 
         loop.call_later(SWEEP_SECONDS, again)
 

@@ -18,6 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foundation.decisionlog import find as finder
+from foundation.decisionlog.closing import SegmentCloser
+from foundation.decisionlog.folders import take_lock, worker_folder
 from foundation.decisionlog.ids import DecisionIds, is_decision_id
 from foundation.decisionlog.line import encode, with_input
 from foundation.decisionlog.log import DecisionLog
@@ -54,7 +56,7 @@ def where(tmp_path: Path) -> DecisionLogSettings:
 
 @pytest.fixture
 async def log(where: DecisionLogSettings, audit: Audit) -> AsyncIterator[DecisionLog]:
-    opened = await DecisionLog.open(where, ManualClock(), audit, mask=Mask(bytes(32)))
+    opened = await DecisionLog.open(where, ManualClock(), SegmentCloser(where, audit), mask=Mask(bytes(32)))
     yield opened
     await opened.close()
 
@@ -158,7 +160,7 @@ async def test_an_input_is_bounded_and_one_line(log: DecisionLog) -> None:
 async def test_closed_segments_are_compressed_and_their_digest_is_in_the_audit_log(
     where: DecisionLogSettings, audit: Audit
 ) -> None:
-    log = await DecisionLog.open(where, ManualClock(), audit)
+    log = await DecisionLog.open(where, ManualClock(), SegmentCloser(where, audit))
     entries = [entry(log) for _ in range(50)]
     for each in entries:
         log.record(each)
@@ -207,7 +209,7 @@ async def test_what_is_not_on_record_is_not_found(log: DecisionLog, unknown: str
 async def test_at_the_disk_bound_the_oldest_go_counted_and_named(where: DecisionLogSettings, audit: Audit) -> None:
     dropped: list[int] = []
     bound = replace(where, total_bytes=6000)
-    log = await DecisionLog.open(bound, ManualClock(), audit, dropped.append)
+    log = await DecisionLog.open(bound, ManualClock(), SegmentCloser(bound, audit, dropped.append))
     noise = os.urandom
     for _ in range(100):
         log.record(entry(log, input=b'{"noise":"%s"}' % noise(200).hex().encode()))
@@ -216,7 +218,7 @@ async def test_at_the_disk_bound_the_oldest_go_counted_and_named(where: Decision
     assert sum(path.stat().st_size for path in segment_paths(where.directory)) <= 6000
     named = [event.detail["count"] for event in audit.events if event.kind == "decisions.segment_dropped"]
     assert named == dropped != []
-    assert log.dropped == sum(dropped) == 100 - lines(where).count(b"\n")
+    assert sum(dropped) == 100 - lines(where).count(b"\n")
 
 
 def full_after(count: int) -> Callable[[int, bytes], int]:
@@ -263,7 +265,7 @@ async def test_a_loss_in_the_turns_own_write_is_still_told(log: DecisionLog, mon
 
 
 async def test_after_close_nothing_passes_as_kept(where: DecisionLogSettings, audit: Audit) -> None:
-    log = await DecisionLog.open(where, ManualClock(), audit)
+    log = await DecisionLog.open(where, ManualClock(), SegmentCloser(where, audit))
     await log.close()
     late = entry(log, critical=True)
     log.record(late)
@@ -273,7 +275,7 @@ async def test_after_close_nothing_passes_as_kept(where: DecisionLogSettings, au
 
 async def test_reopening_after_a_crash_mends_and_goes_on(where: DecisionLogSettings, audit: Audit) -> None:
     clock = ManualClock()
-    log = await DecisionLog.open(where, clock, audit)
+    log = await DecisionLog.open(where, clock, SegmentCloser(where, audit))
     kept = [entry(log) for _ in range(3)]
     for each in kept:
         log.record(each)
@@ -283,7 +285,7 @@ async def test_reopening_after_a_crash_mends_and_goes_on(where: DecisionLogSetti
     torn.write_bytes(encode(last, with_input(b"{}")) + b'{"id":"d-torn')
     (where.directory / ".draft.jsonl.gz").write_bytes(b"half")
     clock.set_wall(0)
-    again = await DecisionLog.open(where, clock, audit)
+    again = await DecisionLog.open(where, clock, SegmentCloser(where, audit))
     assert again.ids() > last.id
     for each in [*kept, last]:
         assert (await again.find(each.id))["id"] == each.id
@@ -294,7 +296,41 @@ async def test_reopening_after_a_crash_mends_and_goes_on(where: DecisionLogSetti
 async def test_a_second_writer_is_refused(log: DecisionLog, where: DecisionLogSettings, audit: Audit) -> None:
     log.record(entry(log))
     with pytest.raises(Fault):
-        await DecisionLog.open(where, ManualClock(), audit)
+        await DecisionLog.open(where, ManualClock(), SegmentCloser(where, audit))
+
+
+async def test_every_writers_decisions_are_found_and_share_the_bound(
+    log: DecisionLog, where: DecisionLogSettings, audit: Audit
+) -> None:
+    closer = SegmentCloser(where, audit)
+    folders = [worker_folder(where.directory, number) for number in (0, 1)]
+    writers = [await DecisionLog.open(replace(where, directory=each), ManualClock(), closer) for each in folders]
+    made = [entry(each) for _ in range(4) for each in (log, *writers)]
+    for writer, one in zip([log, *writers] * 4, made, strict=True):
+        writer.record(one)
+        await asyncio.sleep(0)
+    assert [(await log.find(each.id))["id"] for each in made] == [each.id for each in made]
+    newest = sorted((each.id for each in made), reverse=True)
+    assert [record["id"] for record in await log.recent(5)] == newest[:5]
+    for writer in writers:
+        await writer.close()
+    assert [event.kind for event in audit.events] == ["decisions.segment_closed"] * 2
+
+
+async def test_what_a_worker_left_open_is_closed_unless_it_still_writes(
+    log: DecisionLog, where: DecisionLogSettings, audit: Audit
+) -> None:
+    gone, alive = (worker_folder(where.directory, number) for number in (0, 1))
+    for folder in (gone, alive):
+        folder.mkdir(mode=0o700)
+        (folder / f"{log.ids()}.jsonl").write_bytes(encode(entry(log), b""))
+    lock = take_lock(alive)
+    closer = SegmentCloser(where, audit)
+    await closer.mend_workers()
+    await closer.finish()
+    os.close(lock)
+    assert [path.suffix for path in segment_paths(gone)] == [".gz"]
+    assert [path.suffix for path in segment_paths(alive)] == [".jsonl"]
 
 
 async def test_an_audit_log_that_fails_leaves_the_segment_for_the_next_start(
@@ -304,11 +340,11 @@ async def test_an_audit_log_that_fails_leaves_the_segment_for_the_next_start(
         async def append(self, event: AuditEvent) -> int:
             raise Fault(Reason.AUDIT_FAILED)
 
-    log = await DecisionLog.open(where, ManualClock(), Failing())
+    log = await DecisionLog.open(where, ManualClock(), SegmentCloser(where, Failing()))
     log.record(entry(log))
     await log.close()
     assert [path.suffix for path in segment_paths(where.directory)] == [".jsonl"]
-    await (await DecisionLog.open(where, ManualClock(), audit)).close()
+    await (await DecisionLog.open(where, ManualClock(), SegmentCloser(where, audit))).close()
     assert [event.kind for event in audit.events] == ["decisions.segment_closed"]
 
 

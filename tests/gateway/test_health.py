@@ -16,7 +16,11 @@ from gateway.health import HealthSettings, health_app
 async def test_ready_only_when_every_part_is() -> None:
     registry, waiting = CollectorRegistry(), {"policy": "no revision is loaded", "feed": ""}
     Counter("things", "things", registry=registry).inc()
-    app = health_app(registry, {part: (lambda part=part: waiting[part]) for part in waiting})  # type: ignore[misc]
+
+    async def gather() -> CollectorRegistry:
+        return registry
+
+    app = health_app(gather, {part: (lambda part=part: waiting[part]) for part in waiting})  # type: ignore[misc]
     async with TestServer(app) as server, aiohttp.ClientSession(server.make_url("/")) as client:
         async with client.get("/healthz") as answer:
             assert answer.status == 200

@@ -1,0 +1,153 @@
+"""The data plane of one process: its settings, and how its parts are joined. The one place where `ConnectionServices`
+is built."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from foundation.clock import Clock
+from foundation.decisionlog.log import DecisionLog
+from foundation.decisionlog.settings import DecisionLogSettings
+from foundation.fields import Fields
+from foundation.telemetry import Telemetry, TelemetrySettings
+from gateway.configuration import Configuration, Role, SystemSettings
+from gateway.fleet.staleness import StalenessSettings
+from gateway.metrics import GatewayMetrics
+from gateway.proxy.decide import Decider
+from gateway.proxy.http2_budget import Http2Settings
+from gateway.proxy.listener import Listener
+from gateway.proxy.oblige import Obligations
+from gateway.proxy.overload import Overload, OverloadSettings
+from gateway.proxy.record import Records
+from gateway.proxy.services import ConnectionServices, GatewayListenerSettings
+from gateway.proxy.upstream import Upstreams, UpstreamSettings
+from gateway.records import recording_cuts
+from gateway.snapshot import SnapshotStore
+from gateway.streams.registry import Registry
+from policies.settings import PolicySettings
+
+MASK_KEY = "decision-mask.key"  # in the state folder
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSettings:
+    """What stands directly in `[gateway]`. Times in seconds.
+
+    workers: how many processes carry the data plane. silence: how long a worker may say nothing while a change of
+    trust is not in force in it; then it is killed, and with it what it carries. drain: how long what is under way may
+    take to end when everything stops. retire: how long streams of a worker that was replaced may go on.
+    """
+
+    workers: int
+    silence: float = 0.25
+    drain: float = 10.0
+    retire: float = 3600.0
+
+    @classmethod
+    def parse(cls, fields: Fields) -> ProcessSettings:
+        cores = len(os.sched_getaffinity(0))
+        workers = fields.integer("workers", 0, most=256)
+        settings = cls(
+            workers=workers or max(1, cores),
+            silence=fields.duration("silence", "250ms"),
+            drain=fields.duration("drain", "10s"),
+            retire=fields.duration("retire", "1h"),
+        )
+        if settings.silence < 0.05:
+            raise fields.fault("silence", "expected at least 50ms")
+        return settings
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneSettings:
+    """What a worker needs to know, and no more."""
+
+    system: SystemSettings
+    telemetry: TelemetrySettings
+    decisions: DecisionLogSettings
+    policy: PolicySettings
+    processes: ProcessSettings
+    listener: GatewayListenerSettings
+    http2: Http2Settings
+    upstreams: UpstreamSettings
+    staleness: StalenessSettings
+    overload: OverloadSettings
+
+    @classmethod
+    def parse(cls, configuration: Configuration, role: Role | None = None) -> PlaneSettings:
+        """`role` goes over the file's. Raises `Fault(SETTING_INVALID | SETTING_UNKNOWN)` with the setting's path."""
+        section = configuration.section
+        system, gateway = SystemSettings.parse(section("sallyport")), section("gateway")
+        settings = cls(
+            system=replace(system, role=role or system.role),
+            telemetry=TelemetrySettings.parse(section("telemetry")),
+            decisions=DecisionLogSettings.parse(section("decisions")),
+            policy=PolicySettings.parse(section("policy")),
+            processes=ProcessSettings.parse(gateway),
+            listener=GatewayListenerSettings.parse(gateway.section("listener", optional=True)),
+            http2=Http2Settings.parse(gateway.section("http2", optional=True)),
+            upstreams=UpstreamSettings.parse(gateway.section("upstreams", optional=True)),
+            staleness=StalenessSettings.parse(gateway.section("staleness", optional=True)),
+            overload=OverloadSettings.parse(gateway.section("overload", optional=True)),
+        )
+        gateway.finish()
+        return settings
+
+    def share(self, of: int) -> PlaneSettings:
+        """The settings of one of `of` workers: what bounds the whole gateway is parted."""
+        listener = self.listener
+        own = replace(
+            listener,
+            connections=-(-listener.connections // of),
+            handshakes=-(-listener.handshakes // of),
+            source_handshakes=-(-listener.source_handshakes // of),
+            source_burst=-(-listener.source_burst // of),
+        )
+        return replace(self, listener=own)
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """The parts of one worker that others call."""
+
+    store: SnapshotStore
+    registry: Registry
+    upstreams: Upstreams
+    listener: Listener
+    metrics: GatewayMetrics
+    telemetry: Telemetry
+
+
+def build_plane(
+    settings: PlaneSettings,
+    context: Callable[[], ssl.SSLContext],
+    time: Clock,
+    decisions: DecisionLog,
+    telemetry: Telemetry,
+    metrics: GatewayMetrics,
+) -> Plane:
+    """`context` gives the TLS context of a new connection."""
+    store = SnapshotStore()
+    decider = Decider(store, time, settings.staleness, Obligations(time), decisions.ids)
+    registry = Registry(time, recording_cuts(decisions, time), decider)
+    store.listen(registry.changed)
+    metrics.watch(store, registry)
+    upstreams = Upstreams(settings.upstreams, time)
+    services = ConnectionServices(
+        settings.listener,
+        settings.system.trust_domain,
+        time,
+        lambda: store.current.policy.routes if store.current.policy else None,
+        decider,
+        registry,
+        Records(decisions),
+        upstreams,
+        metrics,
+        telemetry.span,
+        Overload(settings.overload),
+        settings.http2,
+    )
+    return Plane(store, registry, upstreams, Listener(context, services), metrics, telemetry)
