@@ -2,8 +2,8 @@
 
 Laws held here:
 - a node that knows only its root's hash sends nothing, not even an HTTP request, to a server it has not verified: it
-  looks at the chain that the server presents, finds its root in it, hangs up, and connects again trusting that root
-  alone;
+  finds its root in the chain that the server presents, verifies that chain up to this root alone, and hangs up unless
+  all of it holds. Every later connection trusts that root alone from the start;
 - the key that the server proved is known with each answer, for it is bound into what the TPM signs;
 - answers are bounded in bytes and time.
 """
@@ -13,42 +13,24 @@ from __future__ import annotations
 import hashlib
 import hmac
 import http.client
+import ipaddress
 import socket
 import ssl
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.x509 import verification
 
 from agent.settings import Address
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.reasons import Reason
-from foundation.tls import client_context, spki_sha256
+from foundation.tls import HTTP_1_1, client_context, spki_sha256
 from foundation.wire.enrolment import MAX_BEGIN_BYTES
 
 _MAX_PROBLEM_BYTES = 64 * 1024
 _ENCODING_DER = 2  # as `_ssl` has it: OpenSSL's X509_FILETYPE_ASN1
-
-
-def find_root(address: Address, root_sha256: bytes, timeout: float) -> bytes:
-    """The root's DER, out of the chain that the server at `address` presents. Trusts and sends nothing. Raises
-    `Fault(SERVER_UNTRUSTED | SERVER_UNREACHABLE)`."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # the chain is only looked at here; `Channel` verifies
-    try:
-        with (
-            socket.create_connection((address.host, address.port), timeout=timeout) as plain,
-            context.wrap_socket(plain, server_hostname=address.host) as tls,
-        ):
-            chain = _presented_chain(tls)
-    except OSError as error:
-        raise _unreachable(address, error) from error
-    for certificate in chain:
-        if hmac.compare_digest(hashlib.sha256(certificate).digest(), root_sha256):
-            return certificate
-    raise Fault(Reason.SERVER_UNTRUSTED, f"{address} does not present the token's root", field="authority")
 
 
 def trusting(root: bytes) -> ssl.SSLContext:
@@ -65,10 +47,26 @@ class Channel:
         self.server_spki_sha256 = b""
         """SHA-256 of the SubjectPublicKeyInfo of the server that answered last."""
 
+    @classmethod
+    def pinned(cls, address: Address, root_sha256: bytes, timeout: float) -> tuple[Channel, bytes]:
+        """An open channel to the server at `address` and the DER of its root, whose SHA-256 is all that is known.
+        Raises `Fault(SERVER_UNTRUSTED | SERVER_UNREACHABLE)`; then nothing was sent."""
+        connection = _connect_to_anybody(address, timeout)
+        try:
+            root = _verified_root(_presented_chain(connection), root_sha256, address)
+            channel = cls(address, trusting(root), timeout)
+            channel._use(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return channel, root
+
     def post(self, path: str, body: bytes) -> bytes:
         """The body of a success. Raises `Fault` with the server's own reason when it refuses; `SERVER_UNTRUSTED` when
         it is not ours, and then nothing was sent; `SERVER_UNREACHABLE` when the answer is lost, and then it may have
         acted or not."""
+        if self._http.sock is not None and _has_gone(self._http.sock):
+            self._http.close()  # making keys may take a TPM longer than a server waits for the first message
         if self._http.sock is None:
             self._connect()
         try:
@@ -94,8 +92,12 @@ class Channel:
         except OSError as error:
             self._http.close()
             raise _unreachable(self._address, error) from error
-        sock: Any = self._http.sock
-        self.server_spki_sha256 = spki_sha256(x509.load_der_x509_certificate(sock.getpeercert(binary_form=True)))
+        self._use(self._http.sock)
+
+    def _use(self, connection: ssl.SSLSocket) -> None:
+        self._http.sock = connection
+        leaf = x509.load_der_x509_certificate(connection.getpeercert(binary_form=True) or b"")
+        self.server_spki_sha256 = spki_sha256(leaf)
 
 
 class Refusal(Fault):
@@ -114,6 +116,63 @@ def refusal(status: int, body: bytes) -> Refusal:
         return Refusal(reason, *(fields.text(name, "") for name in ("detail", "field", "decision")))
     except (Fault, KeyError):
         return Refusal(Reason.INTERNAL, f"the server answers {status} without a reason of ours")
+
+
+def _connect_to_anybody(address: Address, timeout: float) -> ssl.SSLSocket:
+    """A connection whose other side has proven the key of the leaf that it presents (RFC 8446 §4.4.3), and nothing
+    more. Raises `Fault(SERVER_UNREACHABLE)`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # `_verified_root` does it, before a byte is sent
+    context.set_alpn_protocols(list(HTTP_1_1))
+    try:
+        plain = socket.create_connection((address.host, address.port), timeout=timeout)
+        try:
+            return context.wrap_socket(plain, server_hostname=address.host)
+        except BaseException:
+            plain.close()
+            raise
+    except OSError as error:
+        raise _unreachable(address, error) from error
+
+
+def _verified_root(chain: tuple[bytes, ...], root_sha256: bytes, address: Address) -> bytes:
+    """The DER in `chain` with this hash, to which its first certificate leads for the purpose and the name of a server
+    (RFC 5280 §6, RFC 9525). Raises `Fault(SERVER_UNTRUSTED)`."""
+    root = next((der for der in chain if hmac.compare_digest(hashlib.sha256(der).digest(), root_sha256)), None)
+    if root is None:
+        raise Fault(Reason.SERVER_UNTRUSTED, f"{address} does not present the token's root", field="authority")
+    try:
+        leaf, *others = (x509.load_der_x509_certificate(der) for der in chain if der != root)
+        store = verification.Store([x509.load_der_x509_certificate(root)])
+        verifier = verification.PolicyBuilder().store(store).build_server_verifier(_server_name(address.host))
+        verifier.verify(leaf, others)
+    except (ValueError, UnsupportedAlgorithm, verification.VerificationError) as error:
+        raise Fault(Reason.SERVER_UNTRUSTED, f"{address}: {error}", field="authority") from None
+    return root
+
+
+def _server_name(host: str) -> x509.DNSName | x509.IPAddress:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _has_gone(connection: ssl.SSLSocket) -> bool:
+    """Whether the other side has ended the connection, or says something that nobody asked for."""
+    patience = connection.gettimeout()
+    connection.settimeout(0)
+    try:
+        connection.recv(1)
+    except ssl.SSLWantReadError:  # nothing but session tickets, if that
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.settimeout(patience)
+    return True
 
 
 def _presented_chain(tls: ssl.SSLSocket) -> tuple[bytes, ...]:

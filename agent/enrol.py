@@ -7,7 +7,7 @@ import hashlib
 import hmac
 from contextlib import closing
 
-from agent.channel import Channel, find_root, trusting
+from agent.channel import Channel, trusting
 from agent.exchange import Report, deliver, propose
 from agent.keys import machine_tpm, new_prover
 from agent.settings import Address, AgentSettings
@@ -50,18 +50,18 @@ async def enrol(settings: AgentSettings, token: Token, store: NodeStore, clock: 
 async def _exchange(
     address: Address, settings: AgentSettings, token: Token, store: NodeStore, clock: Clock, report: Report
 ) -> Identity:
-    pending = await asyncio.to_thread(_propose, address, settings, token, report)
-    store.save_pending(pending)
-    report("asking for the certificate")
-    return await _deliver(address, pending, settings, store, clock)
-
-
-def _propose(address: Address, settings: AgentSettings, token: Token, report: Report) -> Pending:
     report(f"looking for the token's root at {address}")
-    root = find_root(address, token.root_sha256, settings.timeout)
+    channel, root = await asyncio.to_thread(Channel.pinned, address, token.root_sha256, settings.timeout)
+    with closing(channel):  # both messages go over one connection
+        pending = await asyncio.to_thread(_propose, channel, root, settings, token, report)
+        store.save_pending(pending)
+        report("asking for the certificate")
+        return await deliver(channel, pending, store, clock)
+
+
+def _propose(channel: Channel, root: bytes, settings: AgentSettings, token: Token, report: Report) -> Pending:
     report("making keys")
-    channel = Channel(address, trusting(root), settings.timeout)
-    with closing(channel), machine_tpm(settings) as tpm:
+    with machine_tpm(settings) as tpm:
         prover = new_prover(settings, tpm)
         message = propose(channel, prover, "enrol", settings.node, token.encode(), report)
         return Pending("enrol", root, message, prover.key_file(), prover.key.spki)

@@ -112,6 +112,7 @@ class Authority:
             rise = update(numbers).where(numbers.c.part == Part.POLICY.value, numbers.c.value < revision)
             if (await work.connection.execute(rise.values(value=revision))).rowcount != 1:
                 raise Fault(Reason.REVISION_DOWNGRADE, field="revision")
+            work.moves = True
             row = {"revision": revision, "bundle": bundle, "sha256": digest}
             row |= {"published_by": actor, "published_at": work.now}
             await work.connection.execute(insert(policies).values(row))
@@ -155,4 +156,5 @@ def _read(path: Path) -> bytes:
 
 
 async def _set_number(work: Work, part: Part, value: int) -> None:
+    work.moves = True
     await work.connection.execute(update(numbers).where(numbers.c.part == part.value).values(value=value))

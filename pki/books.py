@@ -3,7 +3,7 @@
 Laws held here:
 - an event is in the audit log before the change that it tells of can be seen; when it cannot be written, nothing is;
 - the events of a transaction are written after all its checks, so that the log tells of no change that a check stopped;
-- followers are woken only after the commit.
+- followers are woken only after the commit, and only when it moved a number.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Work:
     connection: Connection
     now: float
     events: list[AuditEvent] = field(default_factory=list)
+    moves: bool = False  # a number: there is something for followers to read
 
     def tell(self, kind: str, actor: str, subject: object, *, reason: str = "", **detail: Any) -> None:
         """Have this on record before the transaction commits."""
@@ -58,6 +59,7 @@ class Work:
 
     async def take_numbers(self, *parts: Part) -> dict[Part, int]:
         """The next number of each of `parts`, taken."""
+        self.moves = True
         rows = await self.connection.execute(_TAKE, {"parts": [part.value for part in parts]})
         return {Part(row.part): row.value for row in rows}
 
@@ -78,7 +80,8 @@ class Books:
             work = Work(connection, self.clock.now())
             yield work
             await self._put_on_record(work.events)
-        self._announce()
+        if work.moves:
+            self._announce()
 
     async def _put_on_record(self, events: list[AuditEvent]) -> None:
         if len(events) == 1:

@@ -98,6 +98,11 @@ class Inventory:
             row = (await connection.execute(_by_ek(ek_sha256))).first()
         return Entry.of(row) if row else None
 
+    async def claim(self, identity: SpiffeId, ek_sha256: bytes) -> tuple[Entry, SpiffeId | None]:
+        """The entry of `identity`, and whose the TPM of `ek_sha256` is so far. Raises `Fault(INVENTORY_UNKNOWN)`."""
+        async with self._books.reading() as connection:
+            return await read_claim(connection, identity, ek_sha256)
+
     async def page(self, wanted: Filter | None = None, *, after: str = "", limit: int = 100) -> tuple[Entry, ...]:
         """At most `limit` (1 to 1000) entries in the order of their SPIFFE IDs, behind the ID `after`."""
         query = _narrow(select(identities), wanted or Filter()).where(identities.c.id > after)

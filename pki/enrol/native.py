@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from foundation.clock import Clock
 from foundation.faults import Fault
-from foundation.identifiers import Kind
+from foundation.identifiers import Kind, SpiffeId
 from foundation.reasons import Reason
 from foundation.wire.enrolment import Begin, Challenge, Evidence, Token
 from pki.authority import Authority
@@ -36,6 +36,7 @@ from pki.entries import Entry, check_ek, check_enrollable, gateway_names
 from pki.tokens import TokenUse
 from pki.tpm import verdict
 from pki.tpm.credential import ENTROPY_BYTES, Credential, make_credential
+from pki.tpm.issuers import KnownIssuers
 
 _PURPOSE = "enrol"
 MAX_IDENTIFIED = 1024
@@ -64,6 +65,7 @@ class NativeEnrolment:
     ) -> None:
         self._authority = authority
         self._trust = trust
+        self._makers = KnownIssuers(trust.makers)
         self._sessions = sessions
         self._second = second
         self._settings = settings
@@ -112,24 +114,28 @@ class NativeEnrolment:
 
     async def _admit(self, message: Begin, token: TokenUse | None, ek_sha256: bytes) -> _Applicant:
         """Who applies, by token or by the inventory's word on this TPM, when they may have a certificate."""
-        holder = await self._authority.inventory.find_by_ek(ek_sha256) if ek_sha256 else None
-        if token is not None:
-            entry = await self._authority.inventory.get(token.identity)
-        elif holder is not None:
-            entry = holder
-        else:
-            raise Fault(Reason.INVENTORY_UNKNOWN, field="begin.ek_public")
+        entry, holder = await self._claimed(token, ek_sha256)
         if message.node and message.node != entry.id.name:
             wrong = Reason.TOKEN_BOUND_ELSEWHERE if token else Reason.EK_TAKEN
             raise Fault(wrong, f"it is for {entry.id.name}", field="begin.node")
         check_enrollable(entry)
         if entry.id.kind is Kind.GATEWAY:  # now, while the token is nobody's yet
             gateway_names(entry)
-        check_ek(entry, ek_sha256, holder.id if holder else None)
+        check_ek(entry, ek_sha256, holder)
         if token is not None:
             binding = ek_sha256 or hashlib.sha256(message.tls_public).digest()
             token = await self._authority.tokens.bind(token, binding)
         return _Applicant(entry, token)
+
+    async def _claimed(self, token: TokenUse | None, ek_sha256: bytes) -> tuple[Entry, SpiffeId | None]:
+        """The entry that the token or else the TPM is for, and whose the TPM is so far."""
+        inventory = self._authority.inventory
+        if token is not None:
+            return await inventory.claim(token.identity, ek_sha256)
+        entry = await inventory.find_by_ek(ek_sha256) if ek_sha256 else None
+        if entry is None:
+            raise Fault(Reason.INVENTORY_UNKNOWN, field="begin.ek_public")
+        return entry, entry.id
 
     async def _challenge(
         self, raw: bytes, applicant: _Applicant, origin: Origin, secret: bytes, credential: Credential
@@ -165,7 +171,7 @@ class NativeEnrolment:
         digest = hashlib.sha256(raw).digest()
         tpm = self._identified.pop(digest, None)
         if tpm is None:
-            tpm = verdict.identify(message, self._trust.makers, self._clock.now())
+            tpm = verdict.identify(message, self._makers, self._clock.now())
             check_class(tpm.attestation, self._settings)
         self._identified[digest] = tpm
         if len(self._identified) > MAX_IDENTIFIED:

@@ -63,6 +63,16 @@ class MakerTrust:
         if set(self.hardware) & set(self.virtual):
             raise Fault(Reason.SETTING_INVALID, "a root is pinned as hardware and as virtual", field="makers")
 
+    def roots(self, attestation: AttestationClass) -> tuple[x509.Certificate, ...]:
+        """The roots that give this class."""
+        return self.virtual if attestation is AttestationClass.VIRTUAL else self.hardware
+
+    def classify(
+        self, certificate: x509.Certificate, chain: tuple[x509.Certificate, ...], now: float, path: str
+    ) -> AttestationClass:
+        """See `classify`."""
+        return classify(certificate, chain, self, now, path)
+
 
 @dataclass(frozen=True, slots=True)
 class Maker:
@@ -131,6 +141,22 @@ def classify(
     raise Fault(Reason.EK_CHAIN_UNTRUSTED, field=path, internal=internal)
 
 
+def verified_path(
+    certificate: x509.Certificate, chain: tuple[x509.Certificate, ...], roots: tuple[x509.Certificate, ...], now: float
+) -> tuple[x509.Certificate, ...]:
+    """The certificates from an EK's to one of `roots` at `now`, in seconds since the Unix epoch; empty for an EK's that
+    has to be followed in another way (see `_oaep_key`)."""
+    if not roots or _oaep_key(certificate) is not None:
+        return ()
+    return tuple(_path(certificate, chain, roots, datetime.datetime.fromtimestamp(now, datetime.UTC)))
+
+
+def issued_by(certificate: x509.Certificate, issuer: x509.Certificate, now: float) -> bool:
+    """Whether `issuer`, believed to be an authority, issued this EK's certificate, and both are valid at `now`."""
+    at = datetime.datetime.fromtimestamp(now, datetime.UTC)
+    return _oaep_key(certificate) is None and not _path_objection(certificate, (), (issuer,), at)
+
+
 def _check_usages(extensions: x509.Extensions, path: str) -> None:
     """Profile §3.2.10 to §3.2.12: not an authority, a key to encrypt to, and if usages are named, an EK's."""
     constraints = _find(extensions, x509.BasicConstraints)
@@ -189,15 +215,24 @@ def _path_objection(
     roots: tuple[x509.Certificate, ...],
     at: datetime.datetime,
 ) -> str:
-    """Path validation (RFC 5280 §6). The leaf's own extensions are `check_profile`'s matter: the Web's rules for end
-    entities are not an EK's."""
-    builder = verification.PolicyBuilder().store(verification.Store(list(roots))).time(at)
-    builder = builder.max_chain_depth(MAX_CHAIN_DEPTH).extension_policies(ca_policy=_AUTHORITIES, ee_policy=_LEAVES)
+    """Why there is no path (RFC 5280 §6); empty when there is one. The leaf's own extensions are `check_profile`'s
+    matter: the Web's rules for end entities are not an EK's."""
     try:
-        builder.build_client_verifier().verify(leaf, list(chain))
+        _path(leaf, chain, roots, at)
     except (verification.VerificationError, *UNREADABLE) as error:
         return str(error) or type(error).__name__
     return ""
+
+
+def _path(
+    leaf: x509.Certificate,
+    chain: tuple[x509.Certificate, ...],
+    roots: tuple[x509.Certificate, ...],
+    at: datetime.datetime,
+) -> list[x509.Certificate]:
+    builder = verification.PolicyBuilder().store(verification.Store(list(roots))).time(at)
+    builder = builder.max_chain_depth(MAX_CHAIN_DEPTH).extension_policies(ca_policy=_AUTHORITIES, ee_policy=_LEAVES)
+    return builder.build_client_verifier().verify(leaf, list(chain)).chain
 
 
 def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:

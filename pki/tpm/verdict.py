@@ -11,6 +11,9 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
+
+from cryptography import x509
 
 from foundation.faults import Fault
 from foundation.identity import AttestationClass
@@ -18,7 +21,7 @@ from foundation.reasons import Reason
 from foundation.wire.enrolment import Begin, Evidence, PcrSelection, qualifying_data
 from pki.tpm.algorithms import BANKS
 from pki.tpm.attest import Attest, AttestType, Certified, Counters, Quoted
-from pki.tpm.endorsement import MakerTrust, check_profile, check_same_key, classify, load_certificate
+from pki.tpm.endorsement import check_profile, check_same_key, load_certificate
 from pki.tpm.eventlog import FIRMWARE_PCRS, EventLog
 from pki.tpm.keys import check_ak, check_signer, check_tls_key
 from pki.tpm.public import Public
@@ -30,6 +33,14 @@ from pki.tpm.weak import NO_BLOCKLIST, Blocklist, check_key
 
 # What an unorderly stop may take off the clock: TPM_PT_CLOCK_UPDATE is at most 2^22 milliseconds (Part 1 §36.3.2).
 CLOCK_LOSS_MS = 1 << 22
+
+
+class Makers(Protocol):
+    """Whom we believe about TPMs: `pki.tpm.endorsement.MakerTrust`, or `pki.tpm.issuers.KnownIssuers` over it."""
+
+    def classify(
+        self, certificate: x509.Certificate, chain: tuple[x509.Certificate, ...], now: float, path: str
+    ) -> AttestationClass: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +117,7 @@ class Attested:
     tls_spki: bytes
 
 
-def identify(begin: Begin, trust: MakerTrust, now: float, blocklist: Blocklist = NO_BLOCKLIST) -> TpmIdentity:
+def identify(begin: Begin, trust: Makers, now: float, blocklist: Blocklist = NO_BLOCKLIST) -> TpmIdentity:
     """Judge the first message. `now` is in seconds since the Unix epoch. Raises `Fault` with the step's reason."""
     # 1. Strict parsing, no octets left over.
     if not begin.ek_certificate:
@@ -121,7 +132,7 @@ def identify(begin: Begin, trust: MakerTrust, now: float, blocklist: Blocklist =
     # 3. The certificate follows the TCG profile.
     maker = check_profile(certificate, "begin.ek_certificate")
     # 4. It chains to a pinned root, now; the root gives the class.
-    attestation = classify(certificate, chain, trust, now, "begin.ek_certificate")
+    attestation = trust.classify(certificate, chain, now, "begin.ek_certificate")
     # 5. No key is known to be weak.
     for key, path in ((ek, "begin.ek_public"), (ak, "begin.ak_public"), (tls, "begin.tls_public")):
         check_key(key.primitive, path, blocklist)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
+import select
 import stat
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.verification import PolicyBuilder
 
+from agent.channel import Channel
 from agent.enrol import enrol
 from agent.renew import is_due, renew
 from agent.settings import Address, AgentSettings
@@ -185,6 +190,45 @@ async def test_nothing_is_said_to_a_server_that_only_shows_the_root(
     with impostor.serving() as address:
         await _refused(settings_for(tmp_path, address, swtpm), authority, Reason.SERVER_UNTRUSTED)
     assert impostor.requests == []
+
+
+async def test_nothing_is_said_to_a_server_of_another_name(tmp_path: Path) -> None:
+    authority = SmallAuthority(tmp_path, names=("127.0.0.2",))
+    with authority.serving() as address:
+        await _refused(settings_for(tmp_path, address, None), authority, Reason.SERVER_UNTRUSTED)
+    assert authority.requests == []
+
+
+async def test_nothing_is_said_to_a_server_whose_certificate_has_ended(
+    tmp_path: Path, authority: SmallAuthority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=2)
+    builder = PolicyBuilder().time(later)
+    monkeypatch.setattr("agent.channel.verification.PolicyBuilder", lambda: builder)
+    with authority.serving() as address:
+        await _refused(settings_for(tmp_path, address, None), authority, Reason.SERVER_UNTRUSTED)
+    assert authority.requests == []
+
+
+async def test_both_messages_go_over_one_connection(tmp_path: Path, authority: SmallAuthority) -> None:
+    with authority.serving() as address:
+        settings = settings_for(tmp_path, address, None)
+        await enrol(settings, authority.token, NodeStore(settings.directory), EagerClock(), quiet)
+    assert authority.connections == 1
+
+
+async def test_a_server_that_hung_up_meanwhile_is_connected_to_again(tmp_path: Path) -> None:
+    authority = SmallAuthority(tmp_path, impatient=True)
+    with authority.serving() as address:
+        settings = settings_for(tmp_path, address, None)
+        where = Address.parse(address, "authority")
+        channel, _root = Channel.pinned(where, authority.token.root_sha256, 5.0)
+        with closing(channel):
+            select.select([channel._http.sock], [], [], 5.0)  # its goodbye has come
+            with pytest.raises(Fault) as caught:
+                channel.post("/v1/enrol/begin", b"")
+        assert caught.value.reason is not Reason.SERVER_UNREACHABLE
+        await enrol(settings, authority.token, NodeStore(settings.directory), EagerClock(), quiet)
 
 
 async def test_a_server_whose_key_is_not_the_authoritys_is_a_relay(

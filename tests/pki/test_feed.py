@@ -24,6 +24,7 @@ from foundation.reasons import Reason
 from gateway.snapshot import SnapshotStore
 from pki import feed as feed_module
 from pki.authority import Authority
+from pki.books import Part, read_numbers
 from pki.feed import HEARTBEAT_SECONDS, POLL_SECONDS
 from pki.inventory import Description
 from pki.revocation import LIFTED_SERIAL
@@ -206,3 +207,32 @@ async def test_restoring_a_backup_repeats_no_number(tmp_path: Path) -> None:
         assert caught.value.reason is Reason.TOKEN_USED
         await site.issue(node)
         assert (await site.authority.inventory.get(node)).inventory_number > after.inventory
+
+
+async def test_followers_are_woken_exactly_when_a_number_moved(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever changes what `numbers` says is announced: a follower would otherwise hear of it a poll later."""
+    woken: list[bool] = []
+    monkeypatch.setattr(site.authority._books, "_announce", lambda: woken.append(True))
+    node, authority = await site.expect(), site.authority
+    acts = (
+        lambda: authority.inventory.describe(node, Description(site="s"), ACTOR),
+        lambda: site.issue(node),
+        lambda: authority.tokens.mint(node, 60.0, ACTOR),
+        lambda: authority.tokens.void(node, ACTOR),
+        lambda: authority.inventory.latch_failure(node, Reason.QUOTE_SELECTION, ACTOR),
+        lambda: authority.publish_policy(2, b"bundle", ACTOR),
+        lambda: authority.revocations.revoke_identity(node, WHY, ACTOR),
+        lambda: authority.raise_numbers(ACTOR),
+    )
+    for act in acts:
+        before = await authority.feed.numbers()
+        deadline = await _deadline(site)
+        woken.clear()
+        await act()
+        moved = (await authority.feed.numbers(), await _deadline(site)) != (before, deadline)
+        assert bool(woken) is moved
+
+
+async def _deadline(site: Site) -> int:
+    async with site.database.reading() as connection:
+        return (await read_numbers(connection))[Part.DEADLINES]

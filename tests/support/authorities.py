@@ -32,9 +32,11 @@ def authority(
     issuer: x509.Name,
     signer: ec.EllipticCurvePrivateKey,
     *critical: x509.ExtensionType,
+    start: datetime.datetime = _START,
+    end: datetime.datetime = _END,
 ) -> x509.Certificate:
     """A certificate authority's certificate (RFC 5280 §4.2) with `critical` extensions more."""
-    builder = x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number(), _START, _END)
+    builder = x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number(), start, end)
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     builder = builder.add_extension(_SIGNING, critical=True)
     builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)

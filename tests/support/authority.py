@@ -67,12 +67,15 @@ class SmallAuthority:
     evidence: list[Evidence] = field(default_factory=list)
     sessions: dict[bytes, _Session] = field(default_factory=dict)
     results: dict[bytes, bytes] = field(default_factory=dict)
+    names: tuple[str, ...] = ("127.0.0.1",)  # in the server's certificate
+    impatient: bool = False  # hang up on a first connection that says nothing at once
+    connections: int = 0
 
     def __post_init__(self) -> None:
         self.root_key, self.issuer_key, server_key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
         self.root = _certificate("Root", self.root_key.public_key(), "Root", self.root_key, ca=True)
         self.issuer = _certificate("Issuing", self.issuer_key.public_key(), "Root", self.root_key, ca=True)
-        names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+        names = x509.SubjectAlternativeName([x509.IPAddress(ip_address(name)) for name in self.names])
         server = _certificate("server", server_key.public_key(), "Issuing", self.issuer_key, san=names)
         self.server_spki = hashlib.sha256(_spki(server_key.public_key())).digest()
         chain = [server, self.issuer, *([self.root] if self.present_root else [])]
@@ -188,6 +191,9 @@ class _Server(ThreadingHTTPServer):
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         with contextlib.suppress(OSError), self.context.wrap_socket(request, server_side=True) as tls:
+            self.authority.connections += 1
+            if self.authority.impatient and self.authority.connections == 1:
+                return
             self.RequestHandlerClass(tls, client_address, self)
 
 
