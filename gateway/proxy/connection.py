@@ -115,8 +115,9 @@ class ClientConnection(asyncio.Protocol):
         if table is None:
             raise Fault(Reason.REVISION_MISSING)
         route = table.match(request)
-        if not self.services.overload.admits(route.priority, self.services.registry.open_count):
-            self.services.metrics.shed(route.priority)
+        services = self.services
+        if not services.overload.admits(route.priority, services.registry.open_count, services.turns.waited()):
+            services.metrics.shed(route.priority)
             raise Fault(Reason.OVERLOADED)
         return HttpExchange(client, head, request, route)
 

@@ -2,27 +2,26 @@
 
 Laws held here:
 - routes declare a priority, and the lower one goes first; what is critical goes only when there is no room at all;
-- two things are measured: the exchanges under way, and by how much the event loop lags. The last part of the room is
-  kept for what is more important;
+- three things are measured: the exchanges under way, of whose room the last part is kept for what is more important;
+  how long a request has waited for its turn of the event loop; and by how much the loop lags as a rule;
 - a standing queue is overload, a hiccup is none: the *least* lag of a window counts (as in CoDel, RFC 8289 §4.2);
-- no flapping: shedding begins with one window, and ends by one priority a window, when the lag is well below what began
-  it.
+- no flapping: shedding for lag begins with one window, and ends by one priority a window, when the lag is well below
+  what began it. What waits then comes all at once, and is bounded by how long it waits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 
 from foundation.fields import Fields
 from policies.routes import Priority
 
 WINDOW = 4  # observations
-# From the one that goes first: the part of the room that it may fill, and the multiple of the setting's lag from which
-# it is shed.
-_ORDER = (Priority.LOW, Priority.NORMAL, Priority.HIGH)
-_SHARES = {Priority.LOW: 0.70, Priority.NORMAL: 0.85, Priority.HIGH: 0.95, Priority.CRITICAL: 1.0}
-_LAGS = (1.0, 2.0, 4.0)
+_ORDER = (Priority.LOW, Priority.NORMAL, Priority.HIGH)  # the one that goes first comes first
+_LAGS = (1.0, 2.0, 4.0)  # multiples of the setting, from which each is shed
+_SHARES = {Priority.LOW: 0.70, Priority.NORMAL: 0.85, Priority.HIGH: 0.95, Priority.CRITICAL: 1.0}  # of the room
 _CALM = 0.5  # of the lag that began it
 
 
@@ -30,8 +29,8 @@ _CALM = 0.5  # of the lag that began it
 class OverloadSettings:
     """Section `[gateway.overload]`, for each worker.
 
-    exchanges: requests and streams under way, at most. lag: by how much the event loop may lag, standing, until
-    requests of low priority are shed; of normal priority at twice, of high priority at four times that.
+    exchanges: requests and streams under way, at most. lag: for how long a request may wait for its turn, or the event
+    loop lag as a rule, until low priority is shed; normal at twice, high at four times that.
     """
 
     exchanges: int = 20_000
@@ -69,6 +68,8 @@ class Overload:
         self._window: list[float] = []
         self.level = 0
         self._rooms = rooms(0, settings.exchanges)
+        self._patience = {Priority.CRITICAL: inf}
+        self._patience.update({each: settings.lag * factor for each, factor in zip(_ORDER, _LAGS, strict=True)})
 
     def observe(self, lag: float) -> None:
         """By how many seconds the event loop was late."""
@@ -81,6 +82,7 @@ class Overload:
             self.level = level
             self._rooms = rooms(level, self._settings.exchanges)
 
-    def admits(self, priority: Priority, under_way: int) -> bool:
-        """Whether one more request is taken while so many exchanges are under way."""
-        return under_way < self._rooms[priority]
+    def admits(self, priority: Priority, under_way: int, waited: float) -> bool:
+        """Whether one more request is taken, which `waited` so long (seconds), while so many exchanges are under
+        way."""
+        return under_way < self._rooms[priority] and waited < self._patience[priority]

@@ -6,7 +6,10 @@ import json
 from typing import NamedTuple
 
 from foundation.faults import Fault, problem, retry_after
+from foundation.reasons import Reason
 from gateway.proxy.headers import Field
+
+_SPREAD_SECONDS = 4  # those who are turned away together should not come back together
 
 
 class Refusal(NamedTuple):
@@ -31,6 +34,8 @@ def refusal(fault: Fault, decision: str) -> Refusal:
     if decision:
         fields.append((b"x-sallyport-decision", decision.encode("ascii")))
     again = retry_after(fault.reason)
+    if fault.reason is Reason.OVERLOADED and decision:
+        again += int(decision[-1], 16) % _SPREAD_SECONDS
     if again:
         fields.append((b"retry-after", b"%d" % again))
     return Refusal(fault.reason.status, fields, body)

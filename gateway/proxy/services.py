@@ -19,6 +19,7 @@ from gateway.proxy.overload import Overload, OverloadSettings
 from gateway.proxy.record import Records
 from gateway.proxy.route import RouteTable
 from gateway.proxy.sources import SourceRates
+from gateway.proxy.turns import Turns
 from gateway.proxy.upstream import Upstreams
 from gateway.streams.registry import Exchange, Registry
 from policies.model import CanonicalRequest, Decision, Denial
@@ -181,8 +182,10 @@ class ConnectionServices:
     draining: bool = False
     requests: RequestReader = field(init=False)
     sources: SourceRates = field(init=False)
+    turns: Turns = field(init=False)
 
     def __post_init__(self) -> None:
         settings = self.settings
         self.requests = RequestReader(settings.limits)
         self.sources = SourceRates(settings.source_handshakes, settings.source_burst)
+        self.turns = Turns(self.clock)

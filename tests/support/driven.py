@@ -231,13 +231,14 @@ async def driven_gateway(folder: Path, **changes: Any) -> AsyncIterator[DrivenGa
     address = Address(*server.sockets[0].getsockname()[:2])
     plane = DataPlane(folder, (route(address, **changes),))
     try:
-        yield DrivenGateway(plane, upstream, _der(plane.pair().certificate))
+        yield DrivenGateway(plane, upstream, client_certificate(plane))
     finally:
         await plane.upstreams.close()
         server.close()
         await upstream.close()
 
 
-def _der(path: Path) -> bytes:
-    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+def client_certificate(plane: DataPlane) -> bytes:
+    """The DER certificate of a client that `plane` knows."""
+    certificate = x509.load_pem_x509_certificate(plane.pair().certificate.read_bytes())
     return certificate.public_bytes(Encoding.DER)
