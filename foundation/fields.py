@@ -20,7 +20,7 @@ from foundation.reasons import Reason
 T = TypeVar("T")
 _MISSING: Any = object()
 _DURATION = re.compile(r"(\d{1,9})(ms|s|m|h|d)", re.ASCII)
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_MILLISECONDS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SIZE = re.compile(r"(\d{1,12})(B|KiB|MiB|GiB)", re.ASCII)
 _SIZES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -52,6 +52,10 @@ class Fields:
 
     def has(self, name: str) -> bool:
         return name in self._value
+
+    def is_text(self, name: str) -> bool:
+        """Whether the field is there and a string, for fields of two forms."""
+        return isinstance(self._value.get(name), str)
 
     def text(self, name: str, default: str = _MISSING, *, max_length: int = 4096) -> str:
         value = self._get(name, default)
@@ -89,7 +93,7 @@ class Fields:
         match = _DURATION.fullmatch(self.text(name, default))
         if not match:
             raise self.fault(name, "expected a duration such as 250ms, 60s, 5m, 1h or 7d")
-        return int(match[1]) * _UNITS[match[2]]
+        return int(match[1]) * _MILLISECONDS[match[2]] / 1000
 
     def size(self, name: str, default: str = _MISSING) -> int:
         """Bytes, from a number with its unit: `64KiB`, `1MiB`."""

@@ -95,12 +95,25 @@ class Reason(Enum):
     UPGRADE_REFUSED = _Text(
         400, "the upgrade is not allowed here", "ask for a protocol that the route names, with no body"
     )
+    PROXY_HEADER_INVALID = _Text(
+        400,
+        "the connection does not begin with a valid PROXY v2 header",
+        "send one, from a network that the settings name",
+    )
     EXPECTATION_UNKNOWN = _Text(417, "the expectation is not 100-continue", "drop the Expect header")
 
     # --- Upstreams and capacity -----------------------------------------------------------------------
     UPSTREAM_UNREACHABLE = _Text(502, "the upstream cannot be reached", "check that the upstream is up")
     UPSTREAM_INVALID = _Text(502, "the upstream's answer is not well-formed HTTP", "check the upstream")
     UPSTREAM_TIMEOUT = _Text(504, "the upstream did not answer in time", "check the upstream's load")
+    UPSTREAM_UNTRUSTED = _Text(
+        502, "the upstream did not prove to be the one that policy names", "check its certificate and the pool's tls"
+    )
+    UPSTREAM_ADDRESS_REFUSED = _Text(
+        502, "the upstream's name leads to an address that is not allowed", "check DNS; list the network in the pool"
+    )
+    UPSTREAM_UNHEALTHY = _Text(503, "no address of the upstream is in service", "see `sallyport upstream list`")
+    UPSTREAM_OVERLOADED = _Text(503, "the upstream's circuit breaker is open", "try again later, or raise its bounds")
     OVERLOADED = _Text(503, "too much is under way", "try again after the time in Retry-After")
     RATE_LIMITED = _Text(429, "the caller's rate is used up", "try again after the time in Retry-After")
     CONNECTION_LIMIT = _Text(

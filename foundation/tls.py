@@ -55,7 +55,7 @@ def server_context(
     context.options |= ssl.OP_NO_TICKET
     context.num_tickets = 0
     context.set_alpn_protocols(list(protocols))
-    context.spki_sha256 = _load_pair(context, pair, present)
+    context.spki_sha256 = load_pair(context, pair, present)
     if client_roots is not None:
         context.verify_mode = ssl.CERT_REQUIRED
         _load_roots(context, client_roots)
@@ -73,7 +73,7 @@ def client_context(
     context.set_alpn_protocols(list(protocols))
     _load_roots(context, roots)
     if pair is not None:
-        _load_pair(context, pair)
+        load_pair(context, pair)
     return context
 
 
@@ -104,7 +104,9 @@ def _harden(context: ssl.SSLContext) -> None:
     context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_STRICT
 
 
-def _load_pair(context: ssl.SSLContext, pair: KeyPair, present: bytes = b"") -> bytes:
+def load_pair(context: ssl.SSLContext, pair: KeyPair, present: bytes = b"") -> bytes:
+    """Have `context` prove this certificate; the SHA-256 of its SPKI. `present` is as in `server_context`. Raises
+    `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE)`."""
     read_secret(pair.key)  # refuses a key that others may read; OpenSSL would not
     try:
         certificates = x509.load_pem_x509_certificates(pair.certificate.read_bytes())

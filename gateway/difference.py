@@ -50,8 +50,8 @@ class RevisionDifference:
     def _compare(self, before: PolicyPart, after: PolicyPart) -> None:
         old, new = before.routes.places, after.routes.places
         self.upstreams = frozenset(
-            {each for route in old.values() for each in route.upstreams}
-            - {each for route in new.values() for each in route.upstreams}
+            {each for route in old.values() for each in route.destinations}
+            - {each for route in new.values() for each in route.destinations}
         )
         by_name = {route.name: route for route in new.values()}
         self._unchanged = frozenset(route.name for route in old.values() if by_name.get(route.name) == route)

@@ -38,13 +38,14 @@ class _Contexts:
 
 class Certificates:
     """The TLS contexts of one certificate (`pair`) under one root (PEM file). Each property is asked for every
-    connection; after `load` it gives the new one."""
+    connection; after `load` it gives the new one, and `generation` is one more."""
 
     def __init__(self, pair: KeyPair, root: Path, protocols: tuple[str, ...] = HTTP_1_1) -> None:
         """`protocols` are what the data plane's listener offers by ALPN (RFC 7301), the best first."""
         self.pair = pair
         self.root = root
         self._protocols = protocols
+        self.generation = 0
         self._contexts: _Contexts | None = None
         self._read = b""
         self.leaf: x509.Certificate | None = None
@@ -67,6 +68,7 @@ class Certificates:
             client=client_context(root, pair=self.pair),
         )
         self._read, self.leaf = read, leaf
+        self.generation += 1
         return True
 
     def proven(self) -> ssl.SSLContext:
@@ -90,6 +92,14 @@ class Certificates:
         if self._contexts is None:
             raise Fault(Reason.NOT_ENROLLED, field=str(self.pair.certificate))
         return self._contexts
+
+    @property
+    def spiffe_id(self) -> str:
+        """The SPIFFE ID in the certificate; empty where none is loaded."""
+        if self.leaf is None:
+            return ""
+        names = self.leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return next(iter(names.get_values_for_type(x509.UniformResourceIdentifier)), "")
 
     def expired(self, now: float) -> bool:
         """Whether nobody believes this certificate any more."""

@@ -4,8 +4,6 @@ is built."""
 from __future__ import annotations
 
 import os
-import ssl
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from foundation.clock import Clock
@@ -15,7 +13,9 @@ from foundation.fields import Fields
 from foundation.telemetry import Telemetry, TelemetrySettings
 from gateway.configuration import Configuration, Role, SystemSettings
 from gateway.fleet.staleness import StalenessSettings
+from gateway.identity import Certificates
 from gateway.metrics import GatewayMetrics
+from gateway.proxy.assertion import AssertionKey, Assertions
 from gateway.proxy.decide import Decider
 from gateway.proxy.http2_budget import Http2Settings
 from gateway.proxy.listener import Listener
@@ -27,6 +27,7 @@ from gateway.proxy.upstream import Upstreams, UpstreamSettings
 from gateway.records import recording_cuts
 from gateway.snapshot import SnapshotStore
 from gateway.streams.registry import Registry
+from gateway.upstreams.trust import UpstreamTrust
 from policies.settings import PolicySettings
 
 MASK_KEY = "decision-mask.key"  # in the state folder
@@ -123,19 +124,20 @@ class Plane:
 
 def build_plane(
     settings: PlaneSettings,
-    context: Callable[[], ssl.SSLContext],
+    certificates: Certificates,
     time: Clock,
     decisions: DecisionLog,
     telemetry: Telemetry,
     metrics: GatewayMetrics,
 ) -> Plane:
-    """`context` gives the TLS context of a new connection."""
+    """`certificates` are asked for each new connection, from clients and to upstreams. Raises `Fault`."""
     store = SnapshotStore()
     decider = Decider(store, time, settings.staleness, Obligations(time), decisions.ids)
     registry = Registry(time, recording_cuts(decisions, time), decider)
+    upstreams = Upstreams(settings.upstreams, time, UpstreamTrust(time, certificates))
     store.listen(registry.changed)
+    store.listen(upstreams.changed)
     metrics.watch(store, registry)
-    upstreams = Upstreams(settings.upstreams, time)
     services = ConnectionServices(
         settings.listener,
         settings.system.trust_domain,
@@ -145,9 +147,10 @@ def build_plane(
         registry,
         Records(decisions),
         upstreams,
+        Assertions(lambda: certificates.spiffe_id, AssertionKey.open(settings.system.state), time),
         metrics,
         telemetry.span,
         Overload(settings.overload),
         settings.http2,
     )
-    return Plane(store, registry, upstreams, Listener(context, services), metrics, telemetry)
+    return Plane(store, registry, upstreams, Listener(certificates.data_plane, services), metrics, telemetry)

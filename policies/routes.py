@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from policies.upstreams import Destination, Pool
+
 
 class RouteType(StrEnum):
     """`http`: to an upstream pool. `stream`: to a service on a node, through the broker."""
@@ -36,30 +38,27 @@ class Priority(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """Where to dial. `tls` means TLS with verification against `ca_file` (system roots when empty)."""
-
-    host: str
-    port: int
-    tls: bool = False
-    ca_file: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Route:
     """`host` is matched in lower case, `*` matches any; `prefix` is whole decoded path segments. The longest prefix
     wins, an exact host before `*`. Times in seconds, sizes in bytes. Nothing is rewritten: what is authorised is
-    forwarded."""
+    forwarded. `pool` is where an `http` route leads. `retry_503`: an answer of 503 counts as none to what may be tried
+    again."""
 
     name: str
     type: RouteType
     host: str
     prefix: tuple[str, ...]
-    upstreams: tuple[Address, ...]
+    pool: Pool | None
     route_class: RouteClass = RouteClass.STANDARD
     upgrades: tuple[str, ...] = ()
     max_body: int = 1 << 40
     connect_timeout: float = 5.0
     response_timeout: float = 60.0
+    retry_503: bool = False
     service: str = ""  # of a stream route: the service's name on the target node
     priority: Priority = Priority.NORMAL
+
+    @property
+    def destinations(self) -> tuple[Destination, ...]:
+        """Everywhere that an `http` route leads."""
+        return () if self.pool is None else self.pool.destinations

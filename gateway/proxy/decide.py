@@ -176,7 +176,7 @@ def _astray(snapshot: Snapshot, exchange: Exchange, request: CanonicalRequest, r
         now = snapshot.policy.routes.match(request)
     except Fault as fault:
         return fault.reason
-    if now.name != route.name or (exchange.upstream is not None and exchange.upstream not in now.upstreams):
+    if now.name != route.name or (exchange.upstream is not None and exchange.upstream not in now.destinations):
         return Reason.ROUTE_CHANGED
     return Reason.UPGRADE_REFUSED if request.upgrade and request.upgrade not in now.upgrades else None
 

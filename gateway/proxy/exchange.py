@@ -15,19 +15,24 @@ import logging
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.trace import TraceContext
+from gateway.proxy.assertion import PLAIN
 from gateway.proxy.client import Client
 from gateway.proxy.http1 import CHUNKED, RequestHead, ResponseHead
 from gateway.proxy.http1_write import chunks
 from gateway.proxy.record import entry_of
 from gateway.proxy.upstream_connection import UpstreamConnection
 from gateway.streams.registry import Exchange
+from gateway.upstreams.budget import Failure, is_repeatable
+from gateway.upstreams.pool import Endpoint, Repeats
 from policies.model import CanonicalRequest, Decision, Denial, Permit
 from policies.routes import Route
+from policies.upstreams import IdentityHeader
 
 MAX_TRIES = 3
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 NEVER = float("inf")
 _FIRST_ERROR = 500
+_UNAVAILABLE = 503
 _LOG = logging.getLogger(__name__)
 
 
@@ -47,6 +52,7 @@ class HttpExchange:
         "_head",
         "_permit",
         "_received",
+        "_repeats",
         "_request",
         "_retried",
         "_route",
@@ -78,7 +84,8 @@ class HttpExchange:
         self._tries = 0
         self._decided_at_generation = 0
         self._received = 0
-        self._retried = False
+        self._retried = False  # on a fresh connection, as an idle one had died
+        self._repeats: Repeats | None = None
         self._blocked = False  # the upstream reads more slowly than the client writes
         self._tunnel = False
         self._status = 0
@@ -198,19 +205,21 @@ class HttpExchange:
         self._services.registry.dialled(self._guard, upstream.leads_to)
         self._await_next(self._body_done)
         upstream.request_done = self._body_done
-        upstream.write(self._request_head(self._permit))
+        upstream.write(self._request_head(self._permit, upstream.endpoint.pool.value.identity))
         if not self._body_done:
             self._client.take_body()
 
-    def _request_head(self, permit: Permit) -> bytes:
-        """What the permit allows, and who asks, from us."""
+    def _request_head(self, permit: Permit, told: tuple[IdentityHeader, ...]) -> bytes:
+        """What the permit allows, and who asks, from us, in the forms that the upstream is `told`."""
         asked, head = permit.query.request, self._head
         lines = [
             b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (asked.method.encode("ascii"), asked.target, head.authority),
-            self._caller.line,
-            b"x-sallyport-decision: %b\r\n" % permit.id.encode("ascii"),
             self._client.via,
         ]
+        if told == PLAIN:
+            lines += (self._caller.line, b"x-sallyport-decision: %b\r\n" % permit.id.encode("ascii"))
+        elif told:
+            lines += self._services.assertions.lines(told, self._caller, permit, head)
         lines.append(head.lines)
         lines.append(trace_lines(head, self._span.context))
         if head.length > 0 or (head.length == 0 and head.method not in {b"GET", b"HEAD"}):
@@ -224,15 +233,35 @@ class HttpExchange:
         lines.append(b"\r\n")
         return b"".join(lines)
 
-    def failed(self, fault: Fault, *, again: bool) -> None:
+    @property
+    def source(self) -> tuple[str, int] | None:
+        return self._caller.source
+
+    def failed(self, fault: Fault, failure: Failure, at: Endpoint | None) -> None:
         self._dial = self._upstream = None
-        if self.over or self._permit is None:
+        if self.over:
             return
-        if again and not self._retried and self._body_done and self._head.length == 0 and self._request.action == "get":
-            self._retried = True
-            self._dial = self._services.upstreams.open(self._permit, self._route, self, fresh=True)
-            return
-        self.refuse(fault)
+        if self._may_repeat(failure, at):
+            self._repeat(fresh=failure is Failure.STALE)
+        else:
+            self.refuse(fault)
+
+    def _may_repeat(self, failure: Failure, at: Endpoint | None) -> bool:
+        """Whether the request is to be sent once more: where that can do no harm, and its pool's budget allows it."""
+        safe = self._request.action == "get" and self._head.length == 0
+        if at is None or not is_repeatable(failure, safe=safe, retry_503=self._route.retry_503):
+            return False
+        if failure is not Failure.STALE:
+            self._repeats = self._repeats or Repeats()
+            return self._repeats.begin(at)
+        # The upstream had closed an idle connection: as far as can be told this was no try at all. Once.
+        once, self._retried = not self._retried, True
+        return once
+
+    def _repeat(self, *, fresh: bool) -> None:
+        if self._permit is not None:
+            upstreams = self._services.upstreams
+            self._dial = upstreams.open(self._permit, self._route, self, self._repeats, fresh=fresh)
 
     # --- the request's body, and what a tunnel carries -------------------------------------------------
 
@@ -281,11 +310,26 @@ class HttpExchange:
         self._client.inform(head)
 
     def response(self, head: ResponseHead, payload: bytes, done: bool) -> None:
+        if head.status == _UNAVAILABLE and self._route.retry_503 and self._elsewhere(done):
+            return
         self._status = head.status
         self.due = NEVER
         if done:
             self._upstream = None  # it has let go of this exchange already
         self._client.respond(head, self._decision_id(), payload, done)
+
+    def _elsewhere(self, done: bool) -> bool:
+        """The upstream says that it is unavailable: ask another address, if that may be; whether it is asked."""
+        upstream = self._upstream
+        if upstream is None or not upstream.endpoint.pool.has_another or self.over:
+            return False
+        if not self._may_repeat(Failure.UNAVAILABLE, upstream.endpoint):
+            return False
+        self._upstream = None
+        if not done:
+            upstream.abort()
+        self._repeat(fresh=False)
+        return True
 
     def response_data(self, payload: bytes, done: bool) -> None:
         if done:
@@ -340,6 +384,8 @@ class HttpExchange:
     def timed_out(self) -> None:
         """Its `due` has come: the one whose turn it was is late."""
         late = Reason.UPSTREAM_TIMEOUT if self._body_done or self._blocked else Reason.REQUEST_TIMEOUT
+        if late is Reason.UPSTREAM_TIMEOUT and self._upstream is not None:
+            self._upstream.late()
         self.refuse(Fault(late))
 
     def _await_next(self, sent: bool) -> None:
@@ -390,6 +436,8 @@ class HttpExchange:
         if self._upstream is not None:
             self._upstream.abort()
             self._upstream = None
+        if self._repeats is not None:
+            self._repeats.end()
         services = self._services
         services.registry.leave(self._guard)
         self._end_span(reason)

@@ -38,16 +38,18 @@ class Peer:
 @dataclass(frozen=True, slots=True)
 class Caller:
     """A connection's client in the forms that each of its exchanges needs: `text` is its SPIFFE ID, `line` the field
-    that tells an upstream, ready to be sent."""
+    that tells an upstream, ready to be sent. `source` is the address and port that its connection comes from; it proves
+    nothing."""
 
     peer: Peer
     text: str
     line: bytes
+    source: tuple[str, int] | None = None
 
     @classmethod
-    def of(cls, peer: Peer) -> Caller:
+    def of(cls, peer: Peer, source: tuple[str, int] | None = None) -> Caller:
         text = str(peer.id)
-        return cls(peer, text, b"x-sallyport-identity: %b\r\n" % text.encode("ascii"))
+        return cls(peer, text, b"x-sallyport-identity: %b\r\n" % text.encode("ascii"), source)
 
 
 def identify(certificate: bytes | None, trust_domain: str) -> Peer:

@@ -1,4 +1,4 @@
-"""Which route a request takes, and which address of it a permit leads to. Pure values."""
+"""Which route a request takes, and which pool a permit leads to. Pure values."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from collections.abc import Iterable
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from policies.model import CanonicalRequest, Permit
-from policies.routes import Address, Route, RouteType
+from policies.routes import Route, RouteType
+from policies.upstreams import Pool
 
 ANY_HOST = "*"
 
 
 class RouteTable:
     """The `http` routes of one revision. An exact host comes before `*`; of its routes the one with the longest prefix
-    in whole segments is taken."""
+    in whole segments is taken. `pools` are those that a route leads to, by name."""
 
     def __init__(self, routes: Iterable[Route] = ()) -> None:
         """Raises `Fault(POLICY_DATA_INVALID)` when two routes have one host and prefix."""
         self._hosts: dict[str, dict[tuple[str, ...], Route]] = {}
         self._depths: dict[str, int] = {}
+        self.pools: dict[str, Pool] = {}
         for route in routes:
             if route.type is RouteType.HTTP:
                 self._add(route)
@@ -40,6 +42,8 @@ class RouteTable:
         return {(host, prefix): route for host, each in self._hosts.items() for prefix, route in each.items()}
 
     def _add(self, route: Route) -> None:
+        if route.pool is not None:
+            self.pools[route.pool.name] = route.pool
         host = route.host.lower()
         prefixes = self._hosts.setdefault(host, {})
         if route.prefix in prefixes:
@@ -57,13 +61,9 @@ class RouteTable:
         return None
 
 
-def targets(permit: Permit, route: Route) -> tuple[Address, ...]:
-    """The addresses that `permit` leads to, in the order in which to try them. Callers spread over the upstreams by
-    their identity, so that one caller keeps to one while it is up. Raises `Fault(ROUTE_UNKNOWN)` when the permit is for
-    another route, or the route has no upstream."""
-    if permit.query.route != route.name or not route.upstreams:
+def destination(permit: Permit, route: Route) -> Pool:
+    """The pool that `permit` leads to. Raises `Fault(ROUTE_UNKNOWN)` when the permit is for another route, or the route
+    has no upstream."""
+    if permit.query.route != route.name or route.pool is None:
         raise Fault(Reason.ROUTE_UNKNOWN, "the route has no upstream for this permit")
-    if len(route.upstreams) == 1:
-        return route.upstreams
-    first = hash(permit.query.identity.id) % len(route.upstreams)
-    return route.upstreams[first:] + route.upstreams[:first]
+    return route.pool

@@ -12,6 +12,7 @@ from foundation.randomness import RandomBytes
 from foundation.reasons import Reason
 from foundation.telemetry import SilentSpan
 from foundation.trace import TraceContext
+from gateway.proxy.assertion import Assertions
 from gateway.proxy.http1 import Limits, RequestReader
 from gateway.proxy.http2_budget import Flood, Http2Settings
 from gateway.proxy.identify import Peer
@@ -175,6 +176,7 @@ class ConnectionServices:
     registry: Registry
     records: Records
     upstreams: Upstreams
+    assertions: Assertions
     metrics: ProxyMetrics = field(default_factory=NoMetrics)
     spans: Callable[[str, TraceContext | None], ProxySpan] = silent_span
     overload: Overload = field(default_factory=lambda: Overload(OverloadSettings()))

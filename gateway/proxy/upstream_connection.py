@@ -1,7 +1,7 @@
 """One connection to an upstream: lent to one exchange at a time, it writes what it is given and reads the answer.
 
-It goes back to its owner only when both messages on it ended where their framing said, with nothing left over; anything
-else closes it.
+It goes back to its address only when both messages on it ended where their framing said, with nothing left over;
+anything else closes it.
 """
 
 from __future__ import annotations
@@ -11,37 +11,30 @@ from typing import Protocol, cast
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
+from foundation.tls import peer_certificate
 from gateway.proxy.http1 import HEAD_END, UNTIL_CLOSE, Body, Piece, ResponseHead, ResponseReader, body_of
-from policies.routes import Address
+from gateway.upstreams.budget import Failure
+from gateway.upstreams.pool import Endpoint, Lane
+from policies.upstreams import Destination
 
 WRITE_HIGH_WATER = 256 << 10
 MAX_INFORMATIONAL = 16
-
-
-class Owner(Protocol):
-    """Who keeps the connection while nobody uses it."""
-
-    @property
-    def address(self) -> Address:
-        """Where its connections lead, as the route names it."""
-        ...
-
-    def opened(self, connection: UpstreamConnection) -> None: ...
-
-    def give_back(self, connection: UpstreamConnection) -> None: ...
-
-    def closed(self, connection: UpstreamConnection) -> None: ...
 
 
 class Sink(Protocol):
     """The exchange that an upstream's connection works for. After `failed`, `broken` or a call with `done` the
     connection has forgotten it."""
 
+    @property
+    def source(self) -> tuple[str, int] | None:
+        """Where the client's connection comes from, if that is known."""
+        ...
+
     def connected(self, upstream: UpstreamConnection) -> None:
         """A connection is lent, and the request can be written."""
 
-    def failed(self, fault: Fault, *, again: bool) -> None:
-        """No answer came. `again`: an idle connection had died, and nothing of an answer was seen."""
+    def failed(self, fault: Fault, failure: Failure, at: Endpoint | None) -> None:
+        """No answer came from this address; None when none was chosen."""
 
     def informational(self, head: ResponseHead) -> None: ...
 
@@ -64,7 +57,8 @@ class Sink(Protocol):
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """One connection to an upstream. `request_done` is set by the exchange once it has written all of its request."""
+    """One connection to an upstream; implements `gateway.upstreams.pool.Pooled`. `request_done` is set by the exchange
+    once it has written all of its request."""
 
     __slots__ = (
         "_answering",
@@ -73,25 +67,28 @@ class UpstreamConnection(asyncio.Protocol):
         "_informational",
         "_keep",
         "_method",
-        "_owner",
         "_reader",
         "_reading_paused",
         "_sink",
         "_transport",
         "_tunnel",
+        "endpoint",
         "idle_since",
+        "lane",
+        "opened_at",
         "request_done",
         "used",
     )
 
-    def __init__(self, owner: Owner, reader: ResponseReader) -> None:
-        self._owner = owner
+    def __init__(self, endpoint: Endpoint, lane: Lane, reader: ResponseReader) -> None:
+        self.endpoint = endpoint
+        self.lane = lane
         self._reader = reader
         self._transport: asyncio.Transport | None = None
         self._sink: Sink | None = None
         self._tunnel = False
         self._reading_paused = False
-        self.idle_since = 0.0
+        self.opened_at = self.idle_since = 0.0
         self.used = False
         self._reset(b"")
 
@@ -110,6 +107,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Work for `sink`, whose request has this method."""
         self._reset(method)
         self._sink = sink
+        self.endpoint.active += 1
 
     def write(self, data: bytes) -> None:
         if self._transport is not None:
@@ -129,13 +127,30 @@ class UpstreamConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Drop the connection and whatever is under way on it."""
-        self._sink = None
+        self._let_go()
         if self._transport is not None:
             self._transport.abort()
 
+    def late(self) -> None:
+        """The exchange waits no longer for an answer."""
+        self.endpoint.late()
+
+    def _let_go(self) -> Sink | None:
+        """Forget the exchange; the one that was served."""
+        sink = self._sink
+        if sink is not None:
+            self._sink = None
+            self.endpoint.active -= 1
+        return sink
+
     @property
-    def leads_to(self) -> Address:
-        return self._owner.address
+    def certificate(self) -> bytes | None:
+        """What the upstream proved (DER)."""
+        return peer_certificate(self._transport)
+
+    @property
+    def leads_to(self) -> Destination:
+        return self.endpoint.destination
 
     @property
     def buffered(self) -> int:
@@ -151,7 +166,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = stream = cast(asyncio.Transport, transport)  # uvloop's are not of the class
         stream.set_write_buffer_limits(high=WRITE_HIGH_WATER)
-        self._owner.opened(self)
+        self.endpoint.opened(self)
 
     def data_received(self, data: bytes) -> None:
         self._answering = True
@@ -161,18 +176,19 @@ class UpstreamConnection(asyncio.Protocol):
         try:
             self._read(self._sink, data)
         except Fault as fault:
-            self._fail(fault)
+            self._break(fault)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
-        self._owner.closed(self)
+        self.endpoint.closed(self)
         if self._sink is None:
             return
         if self._body is not None and error is None and not self._tunnel and self._body.end():
-            sink, self._sink = self._sink, None
+            sink = self._sink
+            self._let_go()
             sink.response_data(b"", True)
         else:
-            self._fail(Fault(Reason.UPSTREAM_UNREACHABLE, "the upstream closed the connection"))
+            self._break(Fault(Reason.UPSTREAM_UNREACHABLE, "the upstream closed the connection"))
 
     def pause_writing(self) -> None:
         if self._sink is not None:
@@ -222,6 +238,7 @@ class UpstreamConnection(asyncio.Protocol):
         sink.informational(head)
 
     def _begin_body(self, sink: Sink, head: ResponseHead, data: bytes) -> None:
+        self.endpoint.answered(head.status)
         self._keep = head.keep_alive and head.length != UNTIL_CLOSE
         self._body = body = body_of(head.length, Reason.UPSTREAM_INVALID)
         piece = Piece(b"", data, True) if body.done else body.feed(data)
@@ -231,19 +248,27 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _release(self, rest: bytes) -> None:
         """The response is whole: lend the connection to the next, or close it."""
-        self._sink = None
+        self._let_go()
         if not self._keep or rest or not self.request_done or not self.alive:
             self.abort()
             return
         self.resume_reading()
-        self._owner.give_back(self)
+        self.endpoint.give_back(self)
+
+    def _break(self, fault: Fault) -> None:
+        """The upstream broke off. That an idle connection had died, or that a tunnel ends, says nothing of its
+        health."""
+        if not self._tunnel and (self._answering or not self.used):
+            self.endpoint.failed()
+        self._fail(fault)
 
     def _fail(self, fault: Fault) -> None:
-        sink, self._sink = self._sink, None
+        sink = self._let_go()
         self.abort()
         if sink is None:
             return
         if self._body is not None or self._tunnel:
             sink.broken(fault)
         else:
-            sink.failed(fault, again=self.used and not self._answering)
+            stale = self.used and not self._answering
+            sink.failed(fault, Failure.STALE if stale else Failure.UNANSWERED, self.endpoint)

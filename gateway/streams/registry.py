@@ -66,6 +66,7 @@ class Exchange:
         self.upstream: Hashable = None
         self.indexed = False
         self.open = True
+        self.upstream = ""
         self._cut = cut
 
     def permitted(self, permit: Permit, route: Route) -> None:

@@ -13,7 +13,8 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from typing import Any
 
 from foundation.faults import Fault
@@ -23,10 +24,12 @@ from policies.compile import compile_policy, policy_digest
 from policies.engine import CompiledPolicy
 from policies.lifecycle.archive import pack, unpack
 from policies.lifecycle.signing import MANIFEST_PURPOSE, SigningKey, VerifyingKey, check_signature, sign
+from policies.lifecycle.upstreams_yaml import pool_document, read_pool
 from policies.lifecycle.workspace import Workspace
 from policies.projection import DataReads
-from policies.routes import Address, Priority, Route, RouteClass, RouteType
+from policies.routes import Priority, Route, RouteClass, RouteType
 from policies.settings import CompileSettings
+from policies.upstreams import Pool
 
 FORMAT = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
@@ -173,7 +176,7 @@ def _members(compiled: CompiledPolicy, routes: tuple[Route, ...]) -> dict[str, b
         "data.json": _canonical(compiled.data),
         "policy.wasm": compiled.wasm,
         "reads.json": _canonical([list(path) for path in compiled.reads]),
-        "routes.json": _canonical({"routes": [_route_document(route) for route in routes]}),
+        "routes.json": _canonical(_routes_document(routes)),
     }
     return members | {_REGO + path: text for path, text in sorted(compiled.rego.items())}
 
@@ -205,40 +208,55 @@ def _data_key(key: object) -> str | tuple[str, ...]:
 
 def _routes(raw: bytes) -> tuple[Route, ...]:
     fields = Fields.from_json(raw, "routes.json", Reason.REVISION_MALFORMED, max_bytes=len(raw))
-    routes = fields.each("routes", _route, most=20_000)
+    pools = {pool.name: pool for pool in fields.each("pools", _pool, most=20_000)}
+    routes = fields.each("routes", lambda item: _route(item, pools), most=20_000)
     fields.finish()
     return routes
 
 
+def _routes_document(routes: tuple[Route, ...]) -> dict[str, Any]:
+    """Routes as JSON, and each pool that one of them refers to, once."""
+    pools = {route.pool.name: route.pool for route in routes if route.pool is not None}
+    return {
+        "pools": [{"name": name, **pool_document(pool)} for name, pool in sorted(pools.items())],
+        "routes": [_route_document(route) for route in routes],
+    }
+
+
 def _route_document(route: Route) -> dict[str, Any]:
-    """`route` as JSON; times in whole milliseconds."""
-    times = {name: round(getattr(route, name) * _MS) for name in ("connect_timeout", "response_timeout")}
-    return asdict(route) | times
+    """`route` as JSON; times in whole milliseconds, its pool by name."""
+    document = {each.name: getattr(route, each.name) for each in fields_of(Route)}
+    document |= {name: round(getattr(route, name) * _MS) for name in ("connect_timeout", "response_timeout")}
+    return document | {"pool": route.pool.name if route.pool is not None else ""}
 
 
-def _route(fields: Fields) -> Route:
+def _pool(fields: Fields) -> Pool:
+    pool = read_pool(fields, fields.text("name"))
+    fields.finish()
+    return pool
+
+
+def _route(fields: Fields, pools: Mapping[str, Pool]) -> Route:
+    pool = fields.text("pool")
+    if pool and pool not in pools:
+        raise fields.fault("pool", "no such pool")
     route = Route(
         name=fields.text("name"),
         type=RouteType(fields.one_of("type", tuple(RouteType))),
         host=fields.text("host"),
         prefix=fields.texts("prefix"),
-        upstreams=fields.each("upstreams", _address),
+        pool=pools[pool] if pool else None,
         route_class=RouteClass(fields.one_of("route_class", tuple(RouteClass))),
         upgrades=fields.texts("upgrades"),
         max_body=fields.integer("max_body"),
         connect_timeout=fields.integer("connect_timeout") / _MS,
         response_timeout=fields.integer("response_timeout") / _MS,
+        retry_503=fields.flag("retry_503"),
         service=fields.text("service"),
         priority=Priority(fields.one_of("priority", tuple(Priority), Priority.NORMAL)),
     )
     fields.finish()
     return route
-
-
-def _address(fields: Fields) -> Address:
-    address = Address(fields.text("host"), fields.integer("port"), fields.flag("tls"), fields.text("ca_file"))
-    fields.finish()
-    return address
 
 
 def _canonical(value: Any) -> bytes:

@@ -1,10 +1,10 @@
-"""routes.yaml: for each route, what the gateway needs to know (`Route`) and what policy asks (`row`, for Rego)."""
+"""routes.yaml: for each route, what the gateway needs to know (`Route`) and what policy asks (`row`, for Rego); and the
+pools that routes refer to by name (`upstreams_yaml`)."""
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,15 +14,15 @@ from foundation.identity import AttestationClass
 from policies.lifecycle.findings import Findings
 from policies.lifecycle.paths import parse_prefix
 from policies.lifecycle.strict_yaml import Document
-from policies.routes import Address, Priority, Route, RouteClass, RouteType
+from policies.lifecycle.upstreams_yaml import HOST, MAX_ADDRESSES, check_ca_file, is_dialable, read_pool
+from policies.routes import Priority, Route, RouteClass, RouteType
+from policies.upstreams import Address, Pool, UpstreamTls
 
 API_PREFIX = "api."  # routes of our own API; no route of a workspace may look like one
 TIERS = range(1, 4)
 # From strong to weak: a route that asks for one class takes those before it too.
 _STRENGTH = (AttestationClass.HARDWARE, AttestationClass.VIRTUAL, AttestationClass.NONE)
-_HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.ASCII)
 _UPSTREAM = re.compile(r"(https?)://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::([1-9][0-9]{0,4}))?", re.ASCII)
-_FILE = re.compile(r"(/[A-Za-z0-9_.-]+)+", re.ASCII)
 _UPGRADES = ("websocket", "spdy/3.1", "tcp")
 
 
@@ -39,6 +39,7 @@ class Routes:
 def read_routes(document: Document, findings: Findings, segments: frozenset[str], least: AttestationClass) -> Routes:
     """The routes of the file. `least` is the weakest attestation that any of them may accept."""
     found = Routes()
+    pools: dict[str, Pool | None] = {}  # None: it is there, and not valid
     places: dict[tuple[str, tuple[str, ...]], str] = {}
 
     def read(item: Fields) -> None:
@@ -46,38 +47,45 @@ def read_routes(document: Document, findings: Findings, segments: frozenset[str]
         if name.startswith(API_PREFIX):
             raise item.fault("name", f"names that begin with {API_PREFIX!r} are those of our own API")
         found.types[name] = RouteType(item.one_of("type", tuple(RouteType), RouteType.HTTP))
-        route = _route(item, name, found.types[name])
+        route = _route(item, name, found.types[name], pools)
         found.routes[name], found.rows[name] = route, _row(item, route, segments, least)
         holder = places.setdefault((route.host, route.prefix), name) if route.type is RouteType.HTTP else name
         if holder != name:
             raise item.fault("prefix", f"route {holder!r} has the same host and prefix")
 
+    def read_upstream(item: Fields) -> None:
+        name = findings.name(item, "name", taken=pools)
+        pools[name] = None
+        pools[name] = read_pool(item, name)
+
     with findings.collecting(document):
         fields = document.fields()
+        findings.each(document, fields, "upstreams", read_upstream)
         findings.each(document, fields, "routes", read)
         fields.finish()
     return found
 
 
-def _route(item: Fields, name: str, route_type: RouteType) -> Route:
+def _route(item: Fields, name: str, route_type: RouteType, pools: Mapping[str, Pool | None]) -> Route:
     item.text("about", "")
     route_class = RouteClass(item.one_of("class", tuple(RouteClass), RouteClass.STANDARD))
     priority = Priority(item.one_of("priority", tuple(Priority), Priority.NORMAL))
     if route_type is RouteType.STREAM:
         service = check_name(item.text("service"), field=f"{item.path}.service")
-        return Route(name, RouteType.STREAM, "", (), (), route_class, service=service, priority=priority)
+        return Route(name, RouteType.STREAM, "", (), None, route_class, service=service, priority=priority)
     return Route(
         name=name,
         type=RouteType.HTTP,
         host=_host(item),
         prefix=parse_prefix(item, "prefix"),
-        upstreams=_upstreams(item),
+        pool=_pool(item, name, pools),
         route_class=route_class,
         upgrades=_some_of(item, "upgrades", _UPGRADES) if item.has("upgrades") else (),
         max_body=item.size("max_body") if item.has("max_body") else 1 << 40,
         connect_timeout=_timeout(item, "connect_timeout", "5s"),
         response_timeout=_timeout(item, "response_timeout", "60s"),
         priority=priority,
+        retry_503=item.flag("retry_503", False),
     )
 
 
@@ -125,7 +133,7 @@ def _some_of(item: Fields, name: str, allowed: tuple[str, ...]) -> tuple[str, ..
 
 def _host(item: Fields) -> str:
     host = item.text("host", "*", max_length=253)
-    if host != "*" and not _HOST.fullmatch(host):
+    if host != "*" and not HOST.fullmatch(host):
         raise item.fault("host", "expected a host name in lower case without port, or '*'")
     return host
 
@@ -137,34 +145,39 @@ def _timeout(item: Fields, name: str, default: str) -> float:
     return seconds
 
 
-def _upstreams(item: Fields) -> tuple[Address, ...]:
-    ca_file = item.text("ca_file", "", max_length=1024)
-    if ca_file and not _FILE.fullmatch(ca_file):
-        raise item.fault("ca_file", "expected an absolute path")
-    addresses = tuple(_addresses(item, ca_file))
-    if not addresses:
+def _pool(item: Fields, route: str, pools: Mapping[str, Pool | None]) -> Pool | None:
+    """The pool that `upstreams` names, or the one of the URLs listed there. None stands for one with findings of its
+    own."""
+    if item.is_text("upstreams"):
+        name = item.text("upstreams")
+        if name not in pools:
+            raise item.fault("upstreams", f"{name[:64]!r} is no pool of the section upstreams")
+        if item.has("ca_file"):
+            raise item.fault("ca_file", "stands with the pool's tls")
+        return pools[name]
+    if route in pools:
+        raise item.fault("upstreams", f"there is a pool {route!r} too; refer to it, or rename one")
+    return _own_pool(item, route)
+
+
+def _own_pool(item: Fields, route: str) -> Pool:
+    ca_file = check_ca_file(item)
+    urls = [_url(item, text) for text in item.texts("upstreams", most=MAX_ADDRESSES)]
+    if not urls:
         raise item.fault("upstreams", "at least one is needed")
-    if ca_file and not all(address.tls for address in addresses):
+    tls = urls[0][0]
+    if any(each != tls for each, _ in urls):
+        raise item.fault("upstreams", "expected http:// for all of them, or https:// for all")
+    if ca_file and not tls:
         raise item.fault("ca_file", "is for https:// upstreams")
-    return addresses
+    addresses = tuple(dict.fromkeys(address for _, address in urls))
+    return Pool(route, addresses, tls=UpstreamTls(ca_file) if tls else None)
 
 
-def _addresses(item: Fields, ca_file: str) -> Iterator[Address]:
-    for url in item.texts("upstreams", most=256):
-        match = _UPSTREAM.fullmatch(url)
-        if not match or not _is_dialable(match[2]) or int(match[3] or 1) > 65_535:
-            raise item.fault("upstreams", f"{url[:128]!r} is not http://host:port or https://host:port")
-        tls = match[1] == "https"
-        yield Address(match[2].strip("[]"), int(match[3] or (443 if tls else 80)), tls, ca_file)
-
-
-def _is_dialable(host: str) -> bool:
-    """Whether `host` is a host name, an IPv4 address in its one spelling, or an IPv6 address in brackets. A last label
-    that begins with a digit is no host name: resolvers read `127.1` and `0x7f000001` as addresses."""
-    if not host.startswith("[") and not host.rpartition(".")[2][:1].isdigit():
-        return _HOST.fullmatch(host) is not None
-    try:
-        version = ipaddress.ip_address(host.strip("[]")).version
-    except ValueError:
-        return False
-    return (version == 6) is host.startswith("[")
+def _url(item: Fields, url: str) -> tuple[bool, Address]:
+    """Whether it is TLS, and where."""
+    match = _UPSTREAM.fullmatch(url)
+    if not match or not is_dialable(match[2]) or int(match[3] or 1) > 65_535:
+        raise item.fault("upstreams", f"{url[:128]!r} is not http://host:port or https://host:port")
+    tls = match[1] == "https"
+    return tls, Address(match[2].strip("[]"), int(match[3] or (443 if tls else 80)))

@@ -11,7 +11,7 @@ from gateway.proxy.route import RouteTable
 from gateway.snapshot import PolicyPart
 from gateway.streams.registry import Exchange
 from policies.model import Answer, Denial, Query
-from policies.routes import Address
+from policies.upstreams import Address
 from tests.fakes.trust import ALLOW, DENY, FakeEngine, request, spiffe
 from tests.support.gateway import DataPlane, RawUpstream, Recorded, gateway_to, route
 

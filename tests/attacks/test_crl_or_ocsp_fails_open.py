@@ -32,7 +32,8 @@ OPEN = {
 
 
 def _routes(upstream: Route) -> tuple[Route, ...]:
-    return tuple(route(upstream.upstreams[0], name, prefix=(name,), route_class=RouteClass(name)) for name in CLASSES)
+    (address,) = upstream.pool.addresses
+    return tuple(route(address, name, prefix=(name,), route_class=RouteClass(name)) for name in CLASSES)
 
 
 @pytest.mark.parametrize("age", AGES)

@@ -13,7 +13,7 @@ import pytest
 from foundation.identity import Revocation, SnapshotNumbers
 from gateway.proxy.upstream import Upstreams, UpstreamSettings
 from policies.model import Denial
-from policies.routes import Address
+from policies.upstreams import Address
 from tests.fakes.clock import ManualClock
 from tests.fakes.trust import DENY, spiffe
 from tests.support.gateway import DataPlane, RawUpstream, gateway_to, request_bytes, route
@@ -29,7 +29,7 @@ async def test_a_denied_request_reaches_no_target(tmp_path: Path, cached: bool) 
             assert (await client.ask(request_bytes(method, "/x"))).status == 403
         plane.engine.answer = lambda query: replace(DENY, allow=False)
         assert (await client.get()).status == 403
-        assert not plane.upstreams._pools
+        assert not any(each.is_used for each in plane.upstreams._pools["api"].endpoints.values())
     assert upstream.dials == 0
 
 

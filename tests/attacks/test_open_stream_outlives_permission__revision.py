@@ -20,8 +20,8 @@ from gateway.snapshot import PolicyPart
 from policies.compile import compile_policy
 from policies.engine import CompiledPolicy
 from policies.lifecycle.workspace import Workspace
-from policies.routes import Address
 from policies.settings import CompileSettings, PolicySettings
+from policies.upstreams import Address, Pool
 from policies.wasm import WasmEngine
 from tests.attacks.test_open_stream_outlives_permission import FIRST, Watched
 from tests.support.gateway import DataPlane, RawClient, gateway_to, request_bytes
@@ -60,7 +60,7 @@ class Enforced:
         found: Workspace = workspace(**{**FILES, **files})
         compiled = replace(code(), data=found.data)
         routes = [
-            replace(route, upstreams=(self.elsewhere if route.name == elsewhere else self.here,))
+            replace(route, pool=Pool(route.name, (self.elsewhere if route.name == elsewhere else self.here,)))
             for route in found.routes
         ]
         engine = WasmEngine(compiled, PolicySettings(decision_timeout=5.0))
@@ -73,7 +73,7 @@ async def watching(tmp_path: Path) -> AsyncIterator[tuple[Enforced, RawClient, R
     """A stream on each of both routes, and what publishes the next revision."""
     upstream, elsewhere = Watched(), Watched()
     async with elsewhere.running() as there, gateway_to(upstream, tmp_path) as plane:
-        enforced = Enforced(plane, plane.routes[0].upstreams[0], there)
+        enforced = Enforced(plane, plane.routes[0].pool.addresses[0], there)
         enforced.publish(2)
         registry = asyncio.create_task(plane.registry.run())
         clients = [await plane.connect() for _ in range(2)]
@@ -122,7 +122,7 @@ async def test_what_a_revision_takes_away_is_cut_and_nothing_else(tmp_path: Path
         enforced.publish(3, **files)
         assert await mine.ended() == b""
         plane = enforced.plane
-        assert [decision.reasons[0] for decision in plane.redecided] == [reason]
+        assert [cut.because.reason for cut in plane.redecided] == [reason]
         assert (plane.registry.open_count, plane.metrics.answers[-1][1]) == (1, Reason.CUT_BY_CHANGE)
         enforced.publish(4, **files, **({} if "grants" in files else {"grants": GRANTS.replace("2090", "2091")}))
         await plane.advance(0.5)

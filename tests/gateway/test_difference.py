@@ -37,8 +37,9 @@ from policies.compile import compile_policy
 from policies.engine import CompiledPolicy
 from policies.lifecycle.workspace import Workspace
 from policies.model import FOREVER, CanonicalRequest, Decision, Permit
-from policies.routes import Address, Route, RouteType
+from policies.routes import Route, RouteType
 from policies.settings import CompileSettings, PolicySettings
+from policies.upstreams import Address, Destination, Pool
 from policies.wasm import WasmEngine, _to_json
 from tests.fakes.clock import ManualClock
 from tests.fakes.trust import ALLOW, FakeEngine, record, request, spiffe
@@ -152,7 +153,7 @@ class Site:
             return None
         exchange = Exchange(chance.choice(self.peers), lambda reason: None)
         decision = asyncio.run(self.decider.decide(exchange.peer, asked, route, exchange))
-        exchange.upstream = chance.choice(route.upstreams)
+        exchange.upstream = chance.choice(route.destinations)
         return exchange if isinstance(decision, Permit) else None
 
     def again(self, exchange: Exchange) -> Decision:
@@ -220,11 +221,15 @@ def opened(route: Route, upstream: Address = HERE) -> Exchange:
     decider = Decider(store, clock, StalenessSettings(), Obligations(clock), DecisionIds(clock))
     exchange = Exchange(Peer(spiffe(), "aa", 0.0, FOREVER, b"", b""), lambda reason: None)
     assert decider.decide_now(exchange.peer, request("GET", "a", "b"), route, exchange) is not None
-    exchange.upstream = upstream
+    exchange.upstream = Destination(upstream, None)
     return exchange
 
 
-API = Route("api", RouteType.HTTP, "*", (), (HERE,))
+def leading(*addresses: Address) -> Route:
+    return Route("api", RouteType.HTTP, "*", (), Pool("api", addresses))
+
+
+API = leading(HERE)
 
 
 @pytest.mark.parametrize(
@@ -236,8 +241,8 @@ API = Route("api", RouteType.HTTP, "*", (), (HERE,))
         ((API, replace(API, name="nearer", prefix=("a",))), True, Reason.ROUTE_CHANGED),
         ((API, replace(API, name="exact", host="control.example")), True, Reason.ROUTE_CHANGED),
         ((API, replace(API, name="aside", prefix=("b",))), False, None),
-        ((replace(API, upstreams=(Address("127.0.0.1", 2),)),), True, Reason.ROUTE_CHANGED),
-        ((replace(API, upstreams=(HERE, Address("127.0.0.1", 2))),), True, None),
+        ((leading(Address("127.0.0.1", 2)),), True, Reason.ROUTE_CHANGED),
+        ((leading(HERE, Address("127.0.0.1", 2)),), True, None),
         ((replace(API, response_timeout=1.0),), True, None),
     ],
 )
@@ -255,8 +260,8 @@ def test_routes(after: tuple[Route, ...], concerned: bool, reason: Reason | None
 
 def test_an_upstream_that_is_gone_is_named() -> None:
     gone = Address("127.0.0.1", 9)
-    difference = RevisionDifference(part(replace(API, upstreams=(HERE, gone))), part(API))
-    assert difference.upstreams == {gone}
+    difference = RevisionDifference(part(leading(HERE, gone)), part(API))
+    assert difference.upstreams == {Destination(gone, None)}
     assert difference.concerns(opened(API, gone))
 
 

@@ -14,7 +14,7 @@ SETTINGS = CompileSettings(timeout=60.0)
 
 
 def test_the_examples_are_a_workspace_that_passes() -> None:
-    routes, grants, segments = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    routes, pools, grants, segments = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
     rule, test = re.findall(r"```rego\n(.*?)```", TEXT, re.DOTALL)
     files = {
         "routes.yaml": routes,
@@ -24,5 +24,6 @@ def test_the_examples_are_a_workspace_that_passes() -> None:
         "rules/own_test.rego": test,
     }
     found = load_workspace({name: text.encode() for name, text in files.items()}, default_policy())
+    load_workspace({name: text.encode() for name, text in (files | {"routes.yaml": pools}).items()}, default_policy())
     check(found, SETTINGS)
     require_tests(run_tests(found, SETTINGS), 100.0)

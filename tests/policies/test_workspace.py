@@ -18,7 +18,8 @@ from policies.lifecycle.workspace import (
     load_workspace,
     read_workspace,
 )
-from policies.routes import Address, Priority, Route, RouteClass, RouteType
+from policies.routes import Priority, Route, RouteClass, RouteType
+from policies.upstreams import Address, Pool, UpstreamTls
 from tests.support.policy import MINIMAL, workspace
 
 ROUTE = "routes:\n  - name: r\n    upstreams: [http://127.0.0.1:80]\n    kinds: [node]\n    "
@@ -58,7 +59,7 @@ routes:
     assert found.routes == (
         Route(
             "full", RouteType.HTTP, "api.example.test", ("v1", "things"),
-            (Address("one.test", 443, True, "/etc/ca.pem"), Address("2001:db8::1", 8443, True, "/etc/ca.pem")),
+            Pool("full", (Address("one.test", 443), Address("2001:db8::1", 8443)), tls=UpstreamTls("/etc/ca.pem")),
             RouteClass.CRITICAL, ("websocket",), 1 << 20, 0.25, 300.0, priority=Priority.HIGH,
         ),
     )  # fmt: skip

@@ -34,6 +34,19 @@ class SmallAuthority:
     def pem(self) -> bytes:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
+    @property
+    def root(self) -> Path:
+        """The root's certificate as a PEM file."""
+        path = self.folder / "root.pem"
+        if not path.exists():
+            path.write_bytes(self.pem)
+        return path
+
+    def service(self, spiffe_id: str, name: str, *hosts: str) -> KeyPair:
+        """The certificate of something that both serves and calls, by its SPIFFE ID and DNS names."""
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(spiffe_id), *map(x509.DNSName, hosts)]
+        return self._leaf(name, names, ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
+
     def server(self, name: str = "server", *hosts: str) -> KeyPair:
         """A server certificate for `hosts` (DNS names; `localhost` when none is named)."""
         names = [x509.DNSName(host) for host in hosts or ("localhost",)]
@@ -48,8 +61,7 @@ class SmallAuthority:
         self,
         name: str,
         names: list[x509.GeneralName] | list[x509.DNSName],
-        usage: x509.ObjectIdentifier,
-        *,
+        *usages: x509.ObjectIdentifier,
         days: int = 1,
         serial: int = 0,
     ) -> KeyPair:
@@ -60,7 +72,7 @@ class SmallAuthority:
             _builder(subject, self.certificate.subject, key.public_key(), days=days, serial=serial)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(ca=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), critical=False)

@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from foundation.ports import DecisionEntry
-from policies.routes import Address
+from policies.upstreams import Address
 from tests.support.gateway import DataPlane, route
 from tests.support.peers_behind import Message
 

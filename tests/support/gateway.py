@@ -8,7 +8,7 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from foundation.ports import DecisionEntry
 from foundation.reasons import Reason
 from foundation.tls import HTTP_1_1, HTTP_2, KeyPair, client_context, server_context
 from gateway.fleet.staleness import StalenessSettings
+from gateway.proxy.assertion import AssertionKey, Assertions
 from gateway.proxy.decide import Decider
 from gateway.proxy.http2_budget import Flood, Http2Settings
 from gateway.proxy.listener import Listener
@@ -30,14 +31,16 @@ from gateway.proxy.route import RouteTable
 from gateway.proxy.services import ConnectionServices, GatewayListenerSettings
 from gateway.proxy.upstream import Upstreams, UpstreamSettings
 from gateway.snapshot import PolicyPart, SnapshotStore
-from gateway.streams.registry import Registry
-from policies.model import Decision
-from policies.routes import Address, Priority, Route, RouteType
+from gateway.streams.registry import Cut, Registry
+from gateway.upstreams.trust import UpstreamTrust
+from policies.routes import Priority, Route, RouteType
+from policies.upstreams import Address, Pool
 from tests.fakes.clock import ManualClock
 from tests.fakes.trust import HARDWARE, TRUST_DOMAIN, FakeEngine, record, spiffe
 from tests.support.certificates import SmallAuthority
 
 HOST = "control.example"
+GATEWAY = "spiffe://fleet.example/gateway/gw-1"
 PATIENCE = 15.0  # seconds after which a test gives up; no test waits for them
 
 
@@ -182,6 +185,15 @@ def request_bytes(method: str, target: str, *lines: str, body: bytes = b"") -> b
 
 
 @dataclass
+class OwnFiles:
+    """Implements `gateway.upstreams.trust.OwnCertificate`."""
+
+    pair: KeyPair
+    root: Path
+    generation: int = 1
+
+
+@dataclass
 class DataPlane:
     """The parts, the address, and an authority whose clients it takes."""
 
@@ -192,7 +204,7 @@ class DataPlane:
     http2: Http2Settings = field(default_factory=Http2Settings)
 
     def __post_init__(self) -> None:
-        self.redecided: list[Decision] = []
+        self.redecided: list[Cut] = []
         self.clock = ManualClock(time.time())
         self.authority = SmallAuthority(self.folder, "fleet")
         self.engine = FakeEngine(cached=True)
@@ -205,9 +217,14 @@ class DataPlane:
         self.store.apply(Heartbeat(self.clock.now() + 10_000, SnapshotNumbers(1, 0, 0, 0)))
         self.know("edge-1")
         self.publish()
-        self.server = self.authority.server("gateway", HOST)
+        self.server = self.authority.service(GATEWAY, "gateway", HOST)
         self.context = server_context(self.server, client_roots=self.authority.pem, protocols=(HTTP_2, *HTTP_1_1))
-        self.upstreams = Upstreams(self.upstream_settings, self.clock)
+        self.assertion_key = AssertionKey.generate()
+        self.upstreams = Upstreams(
+            self.upstream_settings, self.clock, UpstreamTrust(self.clock, OwnFiles(self.server, self.authority.root))
+        )
+        self.store.listen(self.upstreams.changed)
+        self.upstreams.enforce(self.store.current.policy)
         self.services = ConnectionServices(
             self.settings,
             TRUST_DOMAIN,
@@ -217,6 +234,7 @@ class DataPlane:
             self.registry,
             Records(self.recorded),
             self.upstreams,
+            Assertions(lambda: GATEWAY, self.assertion_key, self.clock),
             self.metrics,
             http2=self.http2,
         )
@@ -335,9 +353,10 @@ def saying(answer: bytes, *, close: bool = False) -> Handler:
     return handle
 
 
-def route(address: Address, name: str = "api", **changes: Any) -> Route:
-    """A route from everywhere to `address`."""
-    return replace(Route(name, RouteType.HTTP, "*", (), (address,)), **changes)
+def route(address: Address, name: str = "api", *others: Address, pool: Mapping[str, Any] = {}, **changes: Any) -> Route:
+    """A route from everywhere to `address`, and to `others`; `pool` says what else is so of its pool."""
+    upstream = replace(Pool(name, (address, *others)), **pool)
+    return replace(Route(name, RouteType.HTTP, "*", (), upstream), **changes)
 
 
 @contextlib.asynccontextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aiohttp import ClientSession, web
 
-from policies.routes import Address
+from policies.upstreams import Address
 
 _NGINX = """
 daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr crit;

@@ -306,7 +306,7 @@ async def test_the_next_address_is_tried_when_one_is_down(tmp_path: Path) -> Non
     async with RawUpstream().running() as down:
         pass
     async with RawUpstream().running() as up:
-        plane = DataPlane(tmp_path, (replace(route(down), upstreams=(down, up)),))
+        plane = DataPlane(tmp_path, (route(down, "api", up),))
         async with plane.running():
             for name in ("edge-1", "edge-2", "edge-3", "edge-4"):
                 plane.know(name)

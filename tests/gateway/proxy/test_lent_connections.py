@@ -6,9 +6,10 @@ import asyncio
 from typing import Any, cast
 
 from gateway.proxy.http1 import Limits, ResponseHead, ResponseReader
-from gateway.proxy.upstream import UpstreamSettings, _Pool
+from gateway.proxy.upstream import UpstreamSettings
 from gateway.proxy.upstream_connection import Sink, UpstreamConnection
-from policies.routes import Address
+from gateway.upstreams.pool import Endpoint, LivePool
+from policies.upstreams import Address, Pool
 from tests.fakes.clock import ManualClock
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -45,13 +46,15 @@ class FullClient:
 
 
 def test_an_answer_that_fills_the_client_does_not_stop_the_next_exchanges_answer() -> None:
-    pool, transport = _Pool(Address("127.0.0.1", 1), ManualClock(), UpstreamSettings()), Transport()
-    connection = UpstreamConnection(pool, ResponseReader(Limits(1 << 14, 64)))
+    live, transport = LivePool(Pool("p"), UpstreamSettings(), ManualClock()), Transport()
+    endpoint = Endpoint(live, Address("127.0.0.1", 1), "127.0.0.1")
+    connection = UpstreamConnection(endpoint, None, ResponseReader(Limits(1 << 14, 64)))
     connection.connection_made(transport)
     client = FullClient(connection)
     connection.lend(b"GET", cast(Sink, cast(Any, client)))
     connection.request_done = True
     connection.data_received(ANSWER)
     assert client.whole
-    assert pool.take() is connection
+    assert endpoint.take(None) is connection
+    assert endpoint.active == 0
     assert transport.reading

@@ -10,12 +10,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from aiohttp import ClientSession, TCPConnector, WSMsgType, web
 
 from foundation.identity import Revocation
 from foundation.tls import client_context, server_context
-from policies.routes import Address
+from policies.upstreams import Address, UpstreamTls
 from tests.fakes.trust import spiffe
 from tests.support.certificates import SmallAuthority
 from tests.support.gateway import HOST, DataPlane, request_bytes, route
@@ -27,8 +28,8 @@ def b64(text: str) -> str:
 
 
 @asynccontextmanager
-async def plane_to(address: Address, folder: Path, **changes: object) -> AsyncIterator[DataPlane]:
-    plane = DataPlane(folder, (replace(route(address), **changes),))  # type: ignore[arg-type]
+async def plane_to(address: Address, folder: Path, **changes: Any) -> AsyncIterator[DataPlane]:
+    plane = DataPlane(folder, (route(address, **changes),))
     async with plane.running():
         yield plane
 
@@ -118,18 +119,19 @@ async def test_an_upstream_over_tls_is_verified(tmp_path: Path) -> None:
     ca_file = tmp_path / "upstream" / "ca.pem"
     ca_file.write_bytes(authority.pem)
     async with application(server_context(authority.server(), client_roots=None)) as at:
-        address = Address("localhost", at.port, tls=True, ca_file=str(ca_file))
-        async with plane_to(address, tmp_path) as plane:
+        tls = UpstreamTls(ca_file=str(ca_file))
+        address = Address("localhost", at.port)
+        async with plane_to(address, tmp_path, pool={"tls": tls}) as plane:
             answered = await (await plane.connect()).ask(request_bytes("POST", "/sum", body=b"abc"))
             assert json.loads(answered.body) == {"bytes": 3}
-        for wrong in (
-            replace(address, host="127.0.0.1"),  # not in its certificate
-            replace(address, ca_file=""),  # the system's roots
-            replace(address, ca_file=str(tmp_path / "missing.pem")),
+        for where, wrong in (
+            ("127.0.0.1", tls),  # not in its certificate
+            ("localhost", UpstreamTls()),  # the system's roots
+            ("localhost", UpstreamTls(str(tmp_path / "missing.pem"))),
         ):
-            async with plane_to(wrong, tmp_path) as plane:
+            async with plane_to(replace(address, host=where), tmp_path, pool={"tls": wrong}) as plane:
                 answered = await (await plane.connect()).ask(request_bytes("POST", "/sum", body=b"abc"))
-                assert (answered.status, answered.reason) == (502, "upstream_unreachable")
+                assert (answered.status, answered.reason) == (502, "upstream_untrusted")
                 assert str(tmp_path).encode() not in answered.body
 
 

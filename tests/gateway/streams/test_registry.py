@@ -16,7 +16,8 @@ from gateway.snapshot import PolicyPart, SnapshotStore, Touched
 from gateway.streams.redecide import ASKED_AT_ONCE
 from gateway.streams.registry import SEVER_SECONDS, TICK_SECONDS, Cut, Exchange, Registry
 from policies.model import FOREVER, Answer, Decision, Denial, Permit, Query, Staleness, judge
-from policies.routes import Address, Route, RouteType
+from policies.routes import Route, RouteType
+from policies.upstreams import Address
 from tests.fakes.clock import ManualClock
 from tests.fakes.trust import ALLOW, HARDWARE, FakeEngine, record, request, spiffe
 
