@@ -106,8 +106,10 @@ class PlaneSettings:
             handshakes=-(-listener.handshakes // of),
             source_handshakes=-(-listener.source_handshakes // of),
             source_burst=-(-listener.source_burst // of),
+            memory=-(-listener.memory // of),
         )
-        return replace(self, listener=own)
+        overload = replace(self.overload, exchanges=-(-self.overload.exchanges // of))
+        return replace(self, listener=own, overload=overload)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ _CALM = 0.5  # of the lag that began it
 
 @dataclass(frozen=True, slots=True)
 class OverloadSettings:
-    """Section `[gateway.overload]`, for each worker.
+    """Section `[gateway.overload]`. Workers part `exchanges` among them; `lag` is each one's own.
 
     exchanges: requests and streams under way, at most. lag: for how long a request may wait for its turn, or the event
     loop lag as a rule, until low priority is shed; normal at twice, high at four times that.

@@ -68,7 +68,7 @@ _PIECES = [
     *(b"%2f", b"%2e%2e", b"//", b"/../", b"/./", b";x=y", b"?", b"#", b"%00", b"%0d%0a", b"\xc0\xaf", b"\xe2\x80\xa8"),
     *(b" HTTP/1.1", b" HTTP/1.0", b"GET ", b"POST ", b"chunked", b", chunked", b"chunked, ", b"identity", INNER),
 ]
-_LINES = [
+LINES = [
     *(
         b"Content-Length: 0",
         b"Content-Length: 5",
@@ -159,7 +159,7 @@ def _line(chance: Chance, raw: bytes) -> bytes:
     heads = raw.split(b"\r\n\r\n")
     which = chance.randrange(len(heads))
     lines = heads[which].split(b"\r\n")
-    lines.insert(chance.randrange(1, len(lines) + 1), chance.choice(_LINES))
+    lines.insert(chance.randrange(1, len(lines) + 1), chance.choice(LINES))
     heads[which] = b"\r\n".join(lines)
     return b"\r\n\r\n".join(heads)
 
