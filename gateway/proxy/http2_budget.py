@@ -71,7 +71,7 @@ class Http2Settings:
     window: int = 64 << 10
     connection_window: int = 1 << 20
     buffer: int = 64 << 10
-    resets_per_second: int = 20
+    resets_per_second: int = 50
     control_frames_per_second: int = 100
     continuations: int = 8
 
@@ -85,7 +85,7 @@ class Http2Settings:
             window=_window(fields, "window", "64KiB"),
             connection_window=_window(fields, "connection_window", "1MiB"),
             buffer=_window(fields, "buffer", "64KiB"),
-            resets_per_second=fields.integer("resets_per_second", 20, least=1, most=1 << 20),
+            resets_per_second=fields.integer("resets_per_second", 50, least=1, most=1 << 20),
             control_frames_per_second=fields.integer("control_frames_per_second", 100, least=10, most=1 << 20),
             continuations=fields.integer("continuations", 8, most=64),
         )
