@@ -21,7 +21,7 @@ from benchmarks.figure import Failure, Figure, keep, show
 from benchmarks.processes import ENVIRONMENT
 
 BENCHMARKS = ("decision", "enrolment", "forward")
-LONG: tuple[str, ...] = ()
+LONG = ("explain",)
 OPEN_FILES = 65_536
 
 

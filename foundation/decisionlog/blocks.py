@@ -102,6 +102,17 @@ def read_index(segment: Path) -> Index:
     return made
 
 
+def may_have_cuts(segment: Path) -> bool:
+    """Whether streams were cut in the closed segment, by a glance at the head of its index: most have none. Raises
+    `OSError`."""
+    try:
+        with index_path(segment).open("rb") as file:
+            magic, size, _, cuts = _HEADER.unpack(file.read(_HEADER.size))
+    except (FileNotFoundError, struct.error):
+        return True
+    return bool(cuts > 0 or magic != _MAGIC or size != segment.stat().st_size)
+
+
 def rebuild_index(segment: Path) -> Index:
     """The index of a closed segment, from its content."""
     with segment.open("rb") as packed:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from foundation.decisionlog.blocks import Index, raw_id, read_block, read_index, text_id
+from foundation.decisionlog.blocks import Index, may_have_cuts, raw_id, read_block, read_index, text_id
 from foundation.decisionlog.folders import folders
 from foundation.decisionlog.ids import is_decision_id
 from foundation.decisionlog.line import CUT_PREFIX, ID_PREFIX
@@ -117,7 +117,10 @@ class _Closed:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._index: Index = read_index(path)
+
+    @cached_property
+    def _index(self) -> Index:
+        return read_index(self._path)
 
     def line(self, decision_id: str) -> bytes | None:
         for block in self._index.holding(decision_id):
@@ -135,6 +138,8 @@ class _Closed:
         return found
 
     def cut(self, permit_id: str) -> bytes | None:
+        if not may_have_cuts(self._path):
+            return None
         wanted = raw_id(permit_id)
         by = next((cut.decision for cut in self._index.cuts if cut.permit == wanted), None)
         return self.line(text_id(by)) if by is not None else None

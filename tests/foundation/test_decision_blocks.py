@@ -75,7 +75,7 @@ def test_every_line_is_found_and_no_other(
         with pytest.raises(Fault):
             finder.find(folder, made_id(number + 1))
     newest = [record["id"] for record in finder.recent(folder, 7)]
-    assert newest == [made_id(number) for number in reversed(numbers)][:7]
+    assert newest == sorted(map(made_id, numbers[-7:]), reverse=True)
 
 
 def test_a_look_up_reads_one_block(small_blocks: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
