@@ -1,6 +1,7 @@
 """The gateway between clients and upstreams that know nothing of it: curl, etcd's watch, nginx, WebSocket.
 
-The client is curl with the first operator's certificate, as SECURITY.md and the README show it.
+The client is curl with the first operator's certificate, as SECURITY.md and the README show it. It speaks HTTP/1.1
+where a test is about that, and otherwise what it agrees on with the gateway.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import pytest
 
 from foundation.tls import client_context
 from tests.support.peers import Nginx, echo_server
-from tests.support.processes import PATIENCE
+from tests.support.processes import PATIENCE, status
 from tests.support.system import System
 
+HTTP_1, HTTP_2 = "--http1.1", "--http2"
 LARGE = 200 << 20
 # What the gateway may hold of streams in all: buffers of both sides, and what the allocator keeps.
 HELD_BYTES = 48 << 20
@@ -78,7 +80,7 @@ def test_curl_calls_the_control_plane_with_an_operators_certificate(site: Site) 
 
 
 def test_a_refusal_tells_curl_reason_remedy_and_decision(site: Site) -> None:
-    answer = site.curl("--include", "-X", "DELETE", f"{site.url}/version").decode()
+    answer = site.curl(HTTP_1, "--include", "-X", "DELETE", f"{site.url}/version").decode()
     head, _, body = answer.partition("\r\n\r\n")
     problem = json.loads(body)
     assert head.startswith("HTTP/1.1 403 ")
@@ -120,9 +122,10 @@ def large(site: Site) -> Path:
     return path
 
 
-def test_a_large_body_streams_down_in_bounded_memory(site: Site, large: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [HTTP_1, HTTP_2])
+def test_a_large_body_streams_down_in_bounded_memory(site: Site, large: Path, tmp_path: Path, version: str) -> None:
     before = _memory_from_now(site)
-    site.curl("--output", str(tmp_path / "got"), f"{site.url}/files/large")
+    site.curl(version, "--output", str(tmp_path / "got"), f"{site.url}/files/large")
     assert _sha256(tmp_path / "got") == _sha256(large)
     assert _most_memory(site) - before < HELD_BYTES
 
@@ -140,9 +143,13 @@ def test_readers_who_stop_cost_bounded_memory_and_hold_up_nobody(site: Site, lar
         each.connection.close()
 
 
-@pytest.mark.parametrize("framing", [(), ("-H", "Transfer-Encoding: chunked")], ids=["length", "chunked"])
+@pytest.mark.parametrize(
+    "framing",
+    [(HTTP_1,), (HTTP_1, "-H", "Transfer-Encoding: chunked"), (HTTP_2,)],
+    ids=["length", "chunked", "http2"],
+)
 def test_a_large_body_streams_up_in_bounded_memory(site: Site, large: Path, framing: tuple[str, ...]) -> None:
-    before, target = _memory_from_now(site), f"up-{len(framing)}"
+    before, target = _memory_from_now(site), "up" + "".join(framing).replace(" ", "")
     site.curl("--upload-file", str(large), *framing, f"{site.url}/files/upload/{target}")
     assert _sha256(site.nginx.root / "files" / "upload" / target) == _sha256(large)
     assert _most_memory(site) - before < HELD_BYTES
@@ -150,8 +157,8 @@ def test_a_large_body_streams_up_in_bounded_memory(site: Site, large: Path, fram
 
 def test_a_body_beyond_the_routes_bound_is_refused_and_nothing_is_kept(site: Site, large: Path) -> None:
     target = f"{site.url}/files/upload/small/file"
-    chunked = ("-H", "Transfer-Encoding: chunked", "-H", "Expect:")
-    for framing in ((), chunked):
+    chunked = (HTTP_1, "-H", "Transfer-Encoding: chunked", "-H", "Expect:")
+    for framing in ((HTTP_1,), chunked):
         status = site.curl("--upload-file", str(large), *framing, "-o", "/dev/null", "-w", "%{http_code}", target)
         assert status == b"413"
     assert not (site.nginx.root / "files" / "upload" / "small").exists()
@@ -159,14 +166,14 @@ def test_a_body_beyond_the_routes_bound_is_refused_and_nothing_is_kept(site: Sit
 
 def test_a_chunked_answer_arrives_whole(site: Site) -> None:
     target = f"{site.url}/files/zipped/plain.txt"
-    answer = site.curl("--include", "--raw", "-H", "Accept-Encoding: gzip", target)
+    answer = site.curl(HTTP_1, "--include", "--raw", "-H", "Accept-Encoding: gzip", target)
     assert b"transfer-encoding: chunked" in answer.lower()
     assert site.curl("--compressed", target) == b"plain\n" * 100
 
 
 def test_head_tells_the_length_and_the_connection_goes_on(site: Site) -> None:
     target = f"{site.url}/files/plain.txt"
-    answers = site.curl("--head", target, target).decode().lower()
+    answers = site.curl(HTTP_1, "--head", target, target).decode().lower()
     assert answers.count("http/1.1 200 ") == 2
     assert answers.count("content-length: 6\r\n") == 2
     written = site.curl("--head", target, target, "-o", "/dev/null", "-w", "%{num_connects} ")
@@ -216,15 +223,24 @@ def test_an_upstream_that_is_down_is_told_as_such(site: Site) -> None:
 
 
 def _memory_from_now(site: Site) -> int:
-    """The gateway's memory in bytes; its high-water mark begins here (proc(5), clear_refs)."""
-    assert site.system.process is not None
-    Path(f"/proc/{site.system.process.pid}/clear_refs").write_text("5")
-    return site.system.process.status("VmRSS") << 10
+    """The memory in bytes of all processes of the gateway; their high-water marks begin here (proc(5), clear_refs)."""
+    found = _processes(site)
+    for pid in found:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return sum(status(pid, "VmRSS") << 10 for pid in found)
 
 
 def _most_memory(site: Site) -> int:
+    return sum(status(pid, "VmHWM") << 10 for pid in _processes(site))
+
+
+def _processes(site: Site) -> list[int]:
+    """The main process and its workers."""
     assert site.system.process is not None
-    return site.system.process.status("VmHWM") << 10
+    main = site.system.process.pid
+    workers = Path(f"/proc/{main}/task/{main}/children").read_text().split()
+    assert workers
+    return [main, *map(int, workers)]
 
 
 def _sha256(path: Path) -> str:

@@ -59,9 +59,14 @@ class Running:
         assert self.process.poll() is None, f"ended with {self.process.returncode}: {what}\n{self.told()}"
 
     def status(self, field: str) -> int:
-        """A number of /proc/PID/status, in kibibytes where it is a size (proc(5))."""
-        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1])
+        """As the function `status`."""
+        return status(self.pid, field)
+
+
+def status(pid: int, field: str) -> int:
+    """A number of /proc/PID/status, in kibibytes where it is a size (proc(5))."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{field}:")).split()[1])
 
 
 @contextlib.contextmanager
