@@ -60,7 +60,7 @@ class Generator:
     ) -> Outcome:
         """As many requests as are answered, or `rate` per second; `plain` is without TLS. Raises `RuntimeError` when
         not every request is answered with 200."""
-        words = ["ask", *self._to(subject, plain), "-requests", str(self.requests)]
+        words = ["ask", *self.to(subject, plain), "-requests", str(self.requests)]
         words += ["-connections", str(CONNECTIONS), "-rate", str(rate), "-first", str(self._first)]
         words += ["-warmup", f"{warmup}s", "-duration", f"{seconds}s", "-seed", str(secrets.randbits(30))]
         outcome = self._run(words, subject)
@@ -69,10 +69,11 @@ class Generator:
 
     def shake(self, subject: Subject, *, seconds: float, warmup: float = 1.0) -> Outcome:
         """Full handshakes, as many as are made. Raises `RuntimeError` when one fails."""
-        words = ["shake", *self._to(subject, False), "-warmup", f"{warmup}s", "-duration", f"{seconds}s"]
+        words = ["shake", *self.to(subject), "-warmup", f"{warmup}s", "-duration", f"{seconds}s"]
         return self._run(words, subject)
 
-    def _to(self, subject: Subject, plain: bool) -> list[str]:
+    def to(self, subject: Subject, plain: bool = False) -> list[str]:
+        """The load's arguments that say where to, and who asks."""
         secure = [] if plain else ["-ca", str(self.server), "-certs", str(self.certificates)]
         return ["-target", f"127.0.0.1:{subject.port}", *secure]
 

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from benchmarks.figure import Failure, Figure, keep, show
 from benchmarks.processes import ENVIRONMENT
 
-BENCHMARKS = ("decision", "enrolment", "forward")
-LONG = ("explain",)
+BENCHMARKS = ("decision", "enrolment", "forward", "connections", "cut_revocation", "cut_revision")
+LONG = ("explain", "soak")
 OPEN_FILES = 65_536
 
 
@@ -32,7 +32,7 @@ def main() -> None:
         "names",
         nargs="*",
         default=BENCHMARKS,
-        help=f"of {', '.join(BENCHMARKS + LONG)}; all when none is named",
+        help=f"of {', '.join(BENCHMARKS + LONG)}; without names all but {', '.join(LONG)}",
     )
     parser.add_argument("--short", action="store_true", help="fewer repetitions, nothing written: to try a benchmark")
     given = parser.parse_args()

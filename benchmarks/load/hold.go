@@ -177,6 +177,7 @@ func (g *group) await(most time.Duration) map[string]any {
 // probe asks at a steady rate and keeps, of each request, when it was due and how long it took from then on.
 type probe struct {
 	lock   sync.Mutex
+	next   []int64 // when each connection's next request is due
 	due    []int64
 	took   []int64
 	errors []string
@@ -185,6 +186,7 @@ type probe struct {
 func (h *holding) startProbe(connections, rate int, path string) (map[string]any, error) {
 	request := []byte(fmt.Sprintf("GET %s HTTP/1.1\r\nHost: %s\r\n\r\n", path, h.name))
 	interval := time.Duration(connections) * time.Second / time.Duration(rate)
+	h.probe.next = make([]int64, connections)
 	for i := range connections {
 		conn, err := h.dial(h.configs[len(h.configs)-1-i], time.Time{})
 		if err != nil {
@@ -199,7 +201,7 @@ func (h *holding) startProbe(connections, rate int, path string) (map[string]any
 				if err == nil && status != 200 {
 					err = fmt.Errorf("status %d", status)
 				}
-				if !h.probe.saw(due, err) {
+				if !h.probe.saw(i, due, interval, err) {
 					return
 				}
 			}
@@ -208,19 +210,24 @@ func (h *holding) startProbe(connections, rate int, path string) (map[string]any
 	return map[string]any{"probing": connections}, nil
 }
 
-func (p *probe) saw(due time.Time, err error) bool {
+func (p *probe) saw(connection int, due time.Time, interval time.Duration, err error) bool {
 	p.lock.Lock()
 	defer p.lock.Unlock()
 	if err != nil {
 		p.errors = append(p.errors, err.Error())
 		return false
 	}
+	p.next[connection] = due.Add(interval).UnixNano()
 	p.due = append(p.due, due.UnixNano())
 	p.took = append(p.took, time.Since(due).Microseconds())
 	return true
 }
 
+// between waits until all that was due before `to` is answered.
 func (p *probe) between(from, to int64) map[string]any {
+	for wait := time.Now().Add(time.Minute); !p.past(to) && time.Now().Before(wait); {
+		time.Sleep(time.Millisecond)
+	}
 	p.lock.Lock()
 	defer p.lock.Unlock()
 	found := []int64{}
@@ -230,4 +237,10 @@ func (p *probe) between(from, to int64) map[string]any {
 		}
 	}
 	return map[string]any{"micros": found, "errors": p.errors}
+}
+
+func (p *probe) past(to int64) bool {
+	p.lock.Lock()
+	defer p.lock.Unlock()
+	return len(p.errors) > 0 || slices.Min(p.next) >= to
 }

@@ -72,10 +72,14 @@ class LoadedRevision:
 def build(workspace: Workspace, number: int, created: int, settings: CompileSettings) -> Revision:
     """The revision `number` of `workspace`. The same arguments give the same bytes. Blocks while OPA compiles; raises
     `Fault` as `compile_policy` does."""
+    return assemble(compile_policy(workspace.rego, workspace.data, settings), workspace.routes, number, created)
+
+
+def assemble(compiled: CompiledPolicy, routes: tuple[Route, ...], number: int, created: int) -> Revision:
+    """The revision `number` of what is compiled already. Raises `Fault(REVISION_MALFORMED)`."""
     if number < 1:
         raise Fault(Reason.REVISION_MALFORMED, "revisions count from 1", field="number")
-    compiled = compile_policy(workspace.rego, workspace.data, settings)
-    members = _members(compiled, workspace.routes)
+    members = _members(compiled, routes)
     manifest = {
         "format": FORMAT,
         "number": number,
