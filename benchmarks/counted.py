@@ -1,19 +1,25 @@
-"""`python -m benchmarks.counted FILE ARGUMENTS…`: sallyport below cProfile, from a SIGUSR2 on, so that the start is not
-counted. The profile is in FILE when it has ended."""
+"""`python -m benchmarks.counted FILE serve …`: sallyport whose workers run below cProfile, each from a SIGUSR1 on, so
+that its start is not counted, until a SIGUSR2, which writes the profile to FILE."""
 
 from __future__ import annotations
 
-import cProfile
-import signal
+import os
 import sys
+from collections.abc import Sequence
+from socket import socket
 
+from benchmarks.processes import ROOT
+from gateway.processes import Process
 from sallyport import main
 
+_start = Process.start
+
+
+def _counted(module: str, handed_down: Sequence[socket | int]) -> Process:
+    return _start("benchmarks.counted_worker", handed_down)
+
+
 if __name__ == "__main__":
-    file, profile = sys.argv.pop(1), cProfile.Profile()
-    signal.signal(signal.SIGUSR2, lambda number, frame: profile.enable())
-    try:
-        main()
-    finally:
-        profile.disable()
-        profile.dump_stats(file)
+    os.environ |= {"SALLYPORT_COUNTED": sys.argv.pop(1), "PYTHONPATH": str(ROOT)}
+    setattr(Process, "start", _counted)  # noqa: B010  # mypy knows it as a method
+    main()

@@ -1,12 +1,14 @@
 """Where the time of a request goes: `python -m benchmarks.profile`, in less than half a minute, as often as you like.
 
-One `sallyport serve` forwards the load of the benchmark `forward`. Three looks, each at a load of its own:
+One worker of `sallyport serve` forwards the load of the benchmark `forward`. Three looks, each at a load of its own:
  1. undisturbed: requests a second, latency, and CPU per request, in our code and in the kernel. Judge a change by this
     CPU figure: it moves least when others use the machine;
  2. sampled by py-spy: which functions that CPU went to, alone and with all that they called, in us per request;
  3. traced by strace, where there is one: system calls per request.
 
-The second look is at the main thread, which runs the event loop; the first says what the other threads take.
+The second look is at the worker's main thread, which runs the event loop; the first says what else there is: the
+supervisor and other threads. On a busy machine a call that wakes another process, such as a write, looks longer than
+its CPU: the other one takes its place meanwhile.
 
 `--calls` runs the server below cProfile instead: how often a function is called per request. It slows the server down,
 so its times say little. `--native` lets py-spy look into C (OpenSSL, libuv, llhttp).
@@ -33,7 +35,7 @@ from benchmarks.figure import WIDTH
 from benchmarks.generator import Generator
 from benchmarks.processes import BIN, ROOT, running
 from benchmarks.site import Site, serving
-from benchmarks.usage import cpu_seconds, thread_seconds
+from benchmarks.usage import cpu_seconds, thread_seconds, trees
 
 SAMPLES_A_SECOND = 400
 TRACED_SECONDS = 2.0
@@ -50,40 +52,54 @@ def main() -> None:
     parser.add_argument("--calls", action="store_true", help="count calls with cProfile, and nothing else")
     given = parser.parse_args()
     with stand(peers=()) as stands:
+        stands.site.set("gateway", workers=1)
         if given.no_cache:
             stands.site.set("policy.cache", entries=0)
         if given.calls:
             _count_calls(stands.generator, stands.site, given.seconds, given.top)
             return
         with serving(stands.site) as served:
-            main_us = _undisturbed(stands.generator, served, given.seconds)
-            _sampled(stands.generator, served, main_us, given)
-            _traced(stands.generator, served)
+            worker = _worker(served)
+            main_us = _undisturbed(stands.generator, served, worker, given.seconds)
+            _sampled(stands.generator, served, worker, main_us, given)
+            _traced(stands.generator, served, worker)
 
 
-def _undisturbed(fleet: Generator, served: Site, seconds: float) -> float:
-    """Microseconds that the main thread spends on a request."""
-    before, before_all = thread_seconds(served.pid), cpu_seconds(served.pid)
+def _worker(served: Site) -> int:
+    """The process that carries the data plane."""
+    for pid in trees([served.pid]):
+        if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    raise RuntimeError("no worker runs")
+
+
+def _undisturbed(fleet: Generator, served: Site, worker: int, seconds: float) -> float:
+    """Microseconds that the worker's main thread spends on a request."""
+    before, before_all = thread_seconds(worker), _all_seconds(served)
     outcome = fleet.offer(served.gateway, seconds=seconds, warmup=2.0)
-    share = (thread_seconds(served.pid) - before) / (cpu_seconds(served.pid) - before_all)
+    share = (thread_seconds(worker) - before) / (_all_seconds(served) - before_all)
     user, system = outcome.cpu
     _out.print(f"{outcome.per_second:.0f} requests/s   p50 {outcome.p50:.2f} ms   p99 {outcome.p99:.2f} ms")
     _out.print(
         f"[bold]{user + system:.1f} us of CPU per request[/bold]: {user:.1f} in our code, {system:.1f} in the kernel; "
-        f"{(user + system) * (1 - share):.1f} in threads beside the main one"
+        f"{(user + system) * (1 - share):.1f} beside the main thread"
     )
     return (user + system) * share
 
 
-def _sampled(fleet: Generator, served: Site, main_us: float, given: argparse.Namespace) -> None:
+def _all_seconds(served: Site) -> float:
+    return sum(cpu_seconds(pid) for pid in trees([served.pid]))
+
+
+def _sampled(fleet: Generator, served: Site, worker: int, main_us: float, given: argparse.Namespace) -> None:
     """Shares of the main thread's samples, told as shares of `main_us`."""
     if not (BIN / "py-spy").exists():
         _out.print("no py-spy: pip install '.\\[bench]'")
         return
     file = served.folder / "samples"
-    words: list[str | Path] = [BIN / "py-spy", "record", "--pid", str(served.pid), "--format", "raw"]
+    words: list[str | Path] = [BIN / "py-spy", "record", "--pid", str(worker), "--format", "raw"]
     words += ["--output", file, "--duration", str(int(given.seconds)), "--rate", str(SAMPLES_A_SECOND), "--threads"]
-    words += ["--subprocesses", *(["--native"] if given.native else [])]
+    words += ["--native"] if given.native else []
     with running(words, served.folder / "py-spy.log") as spy:
         fleet.offer(served.gateway, seconds=given.seconds, warmup=0.5)
         spy.wait(30)
@@ -117,14 +133,14 @@ def _without_line(frame: str) -> str:
     return head.replace(f"{ROOT}/", "") + ")" if colon and frame.endswith(")") else frame
 
 
-def _traced(fleet: Generator, served: Site) -> None:
+def _traced(fleet: Generator, served: Site, worker: int) -> None:
     """Counts are right although everything is slower: fewer requests share a turn of the event loop than otherwise, so
     the true numbers are a little lower."""
     strace, file = shutil.which("strace"), served.folder / "strace"
     if strace is None:
         _out.print("no strace: no system calls")
         return
-    tracer = subprocess.Popen([strace, "-c", "-f", "-q", "-o", file, "-p", str(served.pid)])
+    tracer = subprocess.Popen([strace, "-c", "-f", "-q", "-o", file, "-p", str(worker)])
     try:
         time.sleep(0.3)
         outcome = fleet.offer(served.gateway, seconds=TRACED_SECONDS, warmup=0)
@@ -145,8 +161,12 @@ def _is_count(words: Sequence[str]) -> bool:
 def _count_calls(fleet: Generator, site: Site, seconds: float, top: int) -> None:
     profile = site.folder / "calls"
     with serving(site, ("-m", "benchmarks.counted", str(profile))) as served:
-        os.kill(served.pid, signal.SIGUSR2)
+        worker = _worker(served)
+        os.kill(worker, signal.SIGUSR1)
         outcome = fleet.offer(served.gateway, seconds=seconds, warmup=0)
+        os.kill(worker, signal.SIGUSR2)
+        while not profile.exists():
+            time.sleep(0.02)
     requests = outcome.requests
     table = Table("calls per request", "us alone", "us with callees", "function")
     stats = pstats.Stats(str(profile)).get_stats_profile().func_profiles

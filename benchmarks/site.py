@@ -15,6 +15,7 @@ from deploy.demo.free_ports import free_ports
 from foundation.client import ApiClient
 
 DOMAIN = "bench.example"
+MANY = 1 << 20
 PORTS = ("gateway", "enrolment", "api", "health")
 
 
