@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.differential import Differential, differential
+from tests.support.http2_mutation import http2_mutants
 from tests.support.mutation import INNER, LINES, SEEDS, chunked, message, mutants
 
-CASES = 8_000
+CASES, HTTP2_CASES = 6_000, 2_000
 PEERS = {"nginx", "haproxy", "caddy", "envoy", "aiohttp"}
 
 
@@ -30,6 +31,15 @@ async def test_no_mutant_is_another_request_behind_us(tmp_path: Path) -> None:
     assert set(tally.compared) == set(tally.instead) == PEERS
     assert min(tally.compared.values()) > CASES / 20
     assert min(tally.instead.values()) > CASES / 20
+
+
+async def test_no_mutant_over_http_2_is_another_request_as_http_1(tmp_path: Path) -> None:
+    async with differential(tmp_path) as method:
+        tally = await method.run_http2(itertools.islice(http2_mutants(1), HTTP2_CASES), 1)
+    assert tally.cases == HTTP2_CASES
+    assert tally.refused > HTTP2_CASES / 4
+    assert tally.forwarded > HTTP2_CASES / 10
+    assert min(tally.compared.values()) > HTTP2_CASES / 50
 
 
 _BODIES = [

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support.driven import DrivenGateway, Outcome, driven_gateway
+from tests.support.http2_mutation import http2_mutants
 from tests.support.mutation import HOST, message, mutants, pieces
 from tests.support.peers_behind import Message, PeerBehind, peers_behind
 
@@ -65,8 +66,24 @@ class Differential:
         await self._probe()
         return self.tally
 
+    async def run_http2(self, connections: Iterable[bytes], seed: int) -> Tally:
+        """The same for whole HTTP/2 connections of one request each: what they become as HTTP/1.1."""
+        chance = random.Random(seed)
+        for raw in connections:
+            try:
+                await self._judge(await self._gateway.feed(pieces(chance, raw), "h2"))
+            except AssertionError as error:
+                raise AssertionError(f"{error}\nthe client sent {raw!r}") from None
+        await self._probe()
+        return self.tally
+
     async def _try(self, parts: list[bytes]) -> None:
         outcome = await self._gateway.feed(parts)
+        await self._judge(outcome)
+        if outcome.messages and not outcome.rest:
+            await self._compare_instead(b"".join(parts) + _SENTINEL_BYTES)
+
+    async def _judge(self, outcome: Outcome) -> None:
         tally = self.tally
         tally.cases += 1
         tally.refused += not outcome.messages and not outcome.rest
@@ -77,8 +94,6 @@ class Differential:
         if key and key not in self._known:
             self._known.add(key)
             await asyncio.gather(*(self._behind(peer, outcome) for peer in self._peers))
-        if outcome.messages and not outcome.rest:
-            await self._compare_instead(b"".join(parts) + _SENTINEL_BYTES)
 
     async def _behind(self, peer: PeerBehind, outcome: Outcome) -> None:
         """What is not whole must not be taken for a request; the next case, or the probe, would find it."""
@@ -147,7 +162,8 @@ async def differential(folder: Path) -> AsyncIterator[Differential]:
 async def _search(cases: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         async with differential(Path(folder)) as method:
-            print(await method.run(itertools.islice(mutants(seed), cases), seed))
+            await method.run(itertools.islice(mutants(seed), cases), seed)
+            print(await method.run_http2(itertools.islice(http2_mutants(seed), cases // 4), seed))
 
 
 def main() -> None:

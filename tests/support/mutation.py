@@ -61,8 +61,8 @@ _NEAR_MISSES = [
 ]
 SEEDS = (*_SHAPES, *_JOINED, *_NEAR_MISSES)
 
-_BYTES = [bytes([each]) for each in b"\r\n\0\t \x0b\x0c\x7f\x80\xa0\xff:;,\"'\\/_-.#?%&=+*()<>@[]{}|~0159afxAF"]
-_PIECES = [
+BYTES = [bytes([each]) for each in b"\r\n\0\t \x0b\x0c\x7f\x80\xa0\xff:;,\"'\\/_-.#?%&=+*()<>@[]{}|~0159afxAF"]
+PIECES = [
     *(b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"\n\n", b"\r\r\n", b"\r\n ", b"\r\n\t", b" \r\n", b"\0", b"  "),
     *(b"0\r\n\r\n", b"0\r\n", b";a=b", b"; a", b'"', b"0x", b"+", b"-", b"00000000000000000", b"ffffffffffffffff"),
     *(b"%2f", b"%2e%2e", b"//", b"/../", b"/./", b";x=y", b"?", b"#", b"%00", b"%0d%0a", b"\xc0\xaf", b"\xe2\x80\xa8"),
@@ -141,12 +141,12 @@ def _place(chance: Chance, raw: bytes) -> int:
 
 def _insert(chance: Chance, raw: bytes) -> bytes:
     at = _place(chance, raw)
-    return raw[:at] + chance.choice(chance.choice((_BYTES, _PIECES))) + raw[at:]
+    return raw[:at] + chance.choice(chance.choice((BYTES, PIECES))) + raw[at:]
 
 
 def _replace(chance: Chance, raw: bytes) -> bytes:
     at = _place(chance, raw)
-    return raw[:at] + chance.choice(_BYTES) + raw[at + 1 :]
+    return raw[:at] + chance.choice(BYTES) + raw[at + 1 :]
 
 
 def _remove(chance: Chance, raw: bytes) -> bytes:

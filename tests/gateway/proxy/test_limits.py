@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -129,3 +130,33 @@ async def test_together_connections_hold_a_bounded_amount(tmp_path: Path) -> Non
         ended = len(plane.metrics.refused)
         assert 0 < ended < 6
         await plane.until(lambda: plane.listener.open_count == 6 - ended)
+
+
+async def deaf_and_loud(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Reads a head, then no more, and answers without end."""
+    await reader.readuntil(b"\r\n\r\n")
+    cast(asyncio.ReadTransport, writer.transport).pause_reading()
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (1 << 40))
+    block = bytes(1 << 20)
+    while True:
+        writer.write(block)
+        await writer.drain()
+
+
+async def test_the_worst_of_both_sides_stays_within_the_bound_of_one_connection(tmp_path: Path) -> None:
+    """Neither side reads and both write: what is held is what docs/operations.md says, and nobody is cut for it."""
+    async with gateway_to(RawUpstream(deaf_and_loud), tmp_path) as plane:
+        client = await plane.connect()
+        client.send(request_bytes("POST", "/x", f"Content-Length: {1 << 35}"))
+        await client.head()
+        client.writer.transport.pause_reading()
+        await client.send_until_full(bytes(1 << 20), 64 << 20)
+        (connection,) = plane.listener._connections
+        held, before = connection.buffered, -1
+        while held != before:
+            before = held
+            await asyncio.sleep(0.1)  # until nothing moves on either side
+            held = max(held, connection.buffered)
+        assert 256 << 10 < held < 1434 << 10
+        await plane.advance(2)
+        assert plane.listener.open_count == 1
