@@ -25,6 +25,7 @@ from foundation.reasons import Reason
 from foundation.storage.settings import StorageSettings
 from foundation.telemetry import TelemetrySettings
 from foundation.wire.enrolment_schema import schema
+from gateway.access.settings import AccessLogSettings
 from gateway.api.operators import OperatorsApi
 from gateway.api.settings import ApiSettings
 from gateway.configuration import SystemSettings
@@ -36,6 +37,7 @@ from gateway.proxy.http2_budget import Http2Settings
 from gateway.proxy.overload import OverloadSettings
 from gateway.proxy.services import GatewayListenerSettings
 from gateway.proxy.upstream import UpstreamSettings
+from gateway.streams.timing import StreamSettings
 from pki.api.enrolment import enrolment_routes, renewal_routes
 from pki.api.routes import authority_routes
 from pki.enrol.settings import EnrolmentSettings
@@ -81,6 +83,8 @@ def settings() -> str:
         "gateway.http2": Http2Settings.parse,
         "gateway.upstreams": UpstreamSettings.parse,
         "gateway.staleness": StalenessSettings.parse,
+        "gateway.streams": StreamSettings.parse,
+        "access_log": AccessLogSettings.parse,
         "gateway.overload": OverloadSettings.parse,
         "agent": AgentSettings.parse,
     }

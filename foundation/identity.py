@@ -87,28 +87,32 @@ class Revocation:
 @dataclass(frozen=True, slots=True)
 class PostureChanged:
     """A change of class or verdict (`number` rises), or a moved deadline alone (`number` is that of the last
-    change)."""
+    change). `at` is when it was committed, 0 when nobody knows, and no part of what it says."""
 
     number: int
     id: SpiffeId
     posture: Posture
     attested_until: float
+    at: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class IdentityChanged:
-    """A record was written; `record` is the whole of it."""
+    """A record was written; `record` is the whole of it. `at` as in `PostureChanged`."""
 
     number: int
     record: IdentityRecord
+    at: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyPublished:
-    """A signed revision is to be enforced. `bundle` is the archive that `policies.lifecycle.revision` reads."""
+    """A signed revision is to be enforced. `bundle` is the archive that `policies.lifecycle.revision` reads. `at` as in
+    `PostureChanged`."""
 
     revision: int
     bundle: bytes
+    at: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from opentelemetry.trace import (
     SpanKind,
     StatusCode,
     TraceFlags,
+    Tracer,
     set_span_in_context,
 )
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -90,7 +91,7 @@ class Telemetry:
         if not self._samples(context):
             return SilentSpan(TraceContext(context.trace_id, context.span_id, False))
         above = set_span_in_context(NonRecordingSpan(_span_context(context))) if parent else None
-        return RecordedSpan(self._tracer.start_span(name, above, kind=SpanKind.SERVER))
+        return RecordedSpan(self._tracer, self._tracer.start_span(name, above, kind=SpanKind.SERVER))
 
     def close(self) -> None:
         """Send what is left, for at most a few seconds. Blocks: call it last, or in a thread."""
@@ -116,6 +117,9 @@ class SilentSpan:
     def set(self, name: str, value: str | bool | int | float) -> None:
         """Nothing: nobody looks."""
 
+    def stage(self, name: str) -> None:
+        """Nothing: nobody looks."""
+
     def end(self, error: str = "") -> None:
         """Nothing: it never began."""
 
@@ -127,22 +131,35 @@ class SilentSpan:
 
 
 class RecordedSpan:
-    """A span that is exported once it ends. `context` goes on to the next hop."""
+    """A span that is exported once it ends, with the stages below it. `context` goes on to the next hop: it is that of
+    the stage under way."""
 
-    __slots__ = ("_span", "context", "recorded")
+    __slots__ = ("_span", "_stage", "_tracer", "context", "recorded")
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, tracer: Tracer, span: Span) -> None:
+        self._tracer = tracer
         self._span = span
+        self._stage: Span | None = None
         self.recorded = True
-        found = span.get_span_context()
-        self.context = TraceContext(f"{found.trace_id:032x}", f"{found.span_id:016x}", True)
+        self.context = _trace_context(span)
 
     def set(self, name: str, value: str | bool | int | float) -> None:
         """An attribute. Never a secret."""
         self._span.set_attribute(name, value)
 
+    def stage(self, name: str) -> None:
+        """What is under way from now on, as a span below this one; the stage before is over."""
+        if self._stage is not None:
+            self._stage.end()
+        self._stage = self._tracer.start_span(name, set_span_in_context(self._span), kind=SpanKind.CLIENT)
+        self.context = _trace_context(self._stage)
+
     def end(self, error: str = "") -> None:
-        """The span is over; `error` is a reason's code when it failed."""
+        """The span is over, and its last stage; `error` is a reason's code when it failed."""
+        if self._stage is not None:
+            if error:
+                self._stage.set_status(StatusCode.ERROR, error)
+            self._stage.end()
         if error:
             self._span.set_status(StatusCode.ERROR, error)
         self._span.end()
@@ -154,6 +171,11 @@ class RecordedSpan:
         # An exception's text may hold what a collector must not see; its type or code does not.
         known = error.reason.code if isinstance(error, Fault) else type(error).__name__
         self.end(known if error is not None else "")
+
+
+def _trace_context(span: Span) -> TraceContext:
+    found = span.get_span_context()
+    return TraceContext(f"{found.trace_id:032x}", f"{found.span_id:016x}", True)
 
 
 def _span_context(context: TraceContext) -> SpanContext:

@@ -29,6 +29,7 @@ _SECTIONS = (
     "gateway",
     "upstream_authority",
     "agent",
+    "access_log",
 )
 
 
@@ -144,6 +145,12 @@ port = {gateway_port}
 [policy]
 engine = "wasm"                 # or "opa": a real OPA server, see [policy.opa]
 
+# One line for each request, beside the decision log. Without a path there is none.
+# [access_log]
+# path = "{state}/access.log"
+# format = "json"               # or "common", "combined"
+# query = "mask"                # values of queries are often secrets; "drop", or "keep" them
+
 [health]
 port = {health_port}            # /healthz, /readyz, /metrics, on loopback
 """
@@ -200,6 +207,12 @@ expired_after = "1h"
 
 [policy]
 engine = "wasm"                 # or "opa": a real OPA server, see [policy.opa]
+
+# One line for each request, beside the decision log. Without a path there is none.
+# [access_log]
+# path = "{state}/access.log"
+# format = "json"               # or "common", "combined"
+# query = "mask"                # values of queries are often secrets; "drop", or "keep" them
 
 [health]
 port = {health_port}            # /healthz, /readyz, /metrics, on loopback

@@ -66,10 +66,11 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load a revision beside the one in force."""
+    """Load a revision beside the one in force. `at` is when it was published, in seconds since the Unix epoch."""
 
     revision: int
     bundle: bytes
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +243,11 @@ def _number_and(body: bytes) -> tuple[int, bytes]:
     return _exactly(_U64, body[: _U64.size]), body[_U64.size :]
 
 
+def _load(body: bytes) -> Load:
+    revision, rest = _number_and(body)
+    return Load(revision, rest[_F64.size :], _time(rest[: _F64.size]))
+
+
 def _exactly(form: struct.Struct, body: bytes) -> Any:
     if len(body) != form.size:
         raise Fault(Reason.MESSAGE_MALFORMED, f"expected {form.size} bytes", field="control")
@@ -312,9 +318,9 @@ _ORDERS = (
     _Kind(
         3,
         Load,
-        MAX_BUNDLE_BYTES + _U64.size,
-        lambda m: _U64.pack(m.revision) + m.bundle,
-        lambda b: Load(*_number_and(b)),
+        MAX_BUNDLE_BYTES + _U64.size + _F64.size,
+        lambda m: _U64.pack(m.revision) + _F64.pack(m.at) + m.bundle,
+        _load,
     ),
     _Kind(
         4,

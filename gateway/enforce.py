@@ -81,20 +81,20 @@ class Enforcer:
         except BaseException:
             await engine.close()
             raise
-        return _part(loaded, engine)
+        return _part(loaded, engine, published.at)
 
 
 async def load_part(published: PolicyPublished, key: VerifyingKey, settings: PolicySettings, mask: Mask) -> PolicyPart:
     """A worker's own part of a revision that the main process holds against the floor. Raises `Fault`."""
     loaded = await asyncio.to_thread(verify, published.bundle, key, published.revision - 1)
     engine = await load_engine(loaded.compiled, settings, mask=mask)
-    return _part(loaded, engine)
+    return _part(loaded, engine, published.at)
 
 
-def _part(loaded: LoadedRevision, engine: PolicyEngine) -> PolicyPart:
+def _part(loaded: LoadedRevision, engine: PolicyEngine, at: float) -> PolicyPart:
     compiled = loaded.compiled
     every = CLOCK_SECONDS if {(), ("now",)} & set(compiled.reads) else FOREVER
-    return PolicyPart(loaded.number, loaded.digest, engine, RouteTable(loaded.routes), compiled, every)
+    return PolicyPart(loaded.number, loaded.digest, engine, RouteTable(loaded.routes), compiled, every, at)
 
 
 async def try_out(bundle: bytes, key: VerifyingKey, settings: PolicySettings) -> int:

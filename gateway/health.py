@@ -9,12 +9,17 @@ from dataclasses import dataclass
 from aiohttp import web
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from foundation.fields import Fields
 from gateway.merging import Collector
 
+_OPENMETRICS = "application/openmetrics-text"
+
 # Each part's own answer to "are you ready": an empty text, or what it waits for.
 Readiness = Mapping[str, Callable[[], str]]
+# What somebody should look at, by who says so.
+Notes = Callable[[], Awaitable[Mapping[str, str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +45,31 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def health_app(gather: Callable[[], Awaitable[Collector]], readiness: Readiness) -> web.Application:
-    """An application that says whether the process lives, whether it is ready and why not, and its metrics."""
+def exposition(registry: Collector, accept: str) -> tuple[bytes, str]:
+    """The metrics, and their media type: OpenMetrics for a scraper that accepts it, for that alone knows exemplars."""
+    if _OPENMETRICS in accept:
+        text: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]  # the library's
+        return text, openmetrics.CONTENT_TYPE_LATEST
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def health_app(
+    gather: Callable[[], Awaitable[Collector]], readiness: Readiness, notes: Notes | None = None
+) -> web.Application:
+    """An application that says whether the process lives, whether it is ready and why not, and its metrics. `notes` are
+    what somebody should look at, and no reason to send requests elsewhere."""
 
     async def healthz(_: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
     async def readyz(_: web.Request) -> web.Response:
         waiting = {part: text for part, ask in readiness.items() if (text := ask())}
-        return web.json_response({"ready": not waiting, "waiting": waiting}, status=503 if waiting else 200)
+        told = {"ready": not waiting, "waiting": waiting, "notes": await notes() if notes else {}}
+        return web.json_response(told, status=503 if waiting else 200)
 
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(await gather()), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def metrics(request: web.Request) -> web.Response:
+        body, kind = exposition(await gather(), request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": kind})
 
     app = web.Application()
     app.router.add_get("/healthz", healthz)

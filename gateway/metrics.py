@@ -7,27 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from foundation.reasons import Reason
+from gateway.answers import Answers
 from gateway.proxy.http2_budget import Flood
 from gateway.snapshot import SnapshotStore
 from gateway.streams.registry import Registry
 from policies.routes import Priority
-
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60, 600)
 
 
 class GatewayMetrics:
     """Implements `gateway.proxy.services.ProxyMetrics` on one registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._answered = Counter(
-            "sallyport_exchanges", "Exchanges that ended", ("route", "reason", "status"), registry=registry
-        )
-        self._seconds = Histogram(
-            "sallyport_exchange_seconds", "From request to last byte", ("route",), buckets=_SECONDS, registry=registry
-        )
+        self.answers = Answers(registry)
         self._connections = Gauge("sallyport_connections", "Client connections that are open", registry=registry)
         self._refused = Counter("sallyport_connections_refused", "Connections refused", ("reason",), registry=registry)
         self._shed = Counter("sallyport_requests_shed", "Requests turned away", ("priority",), registry=registry)
@@ -35,18 +29,15 @@ class GatewayMetrics:
             "sallyport_http2_floods", "HTTP/2 connections ended for a flood", ("budget",), registry=registry
         )
         self._dropped = Counter("sallyport_decisions_dropped", "Decisions no longer on record", registry=registry)
+        about = "Lines of the access log that were not written"
+        self._unlogged = Counter("sallyport_access_log_dropped", about, registry=registry)
         self._registry = registry
-        self._children: dict[tuple[str, Reason, int], tuple[Counter, Histogram]] = {}
 
-    def answered(self, route: str, reason: Reason, status: int, seconds: float) -> None:
-        """An exchange ended. `route` is empty when none was matched; `status` 0 when no answer went out."""
-        key = (route, reason, status)
-        pair = self._children.get(key)
-        if pair is None:
-            counter = self._answered.labels(route, reason.code, str(status))
-            pair = self._children[key] = (counter, self._seconds.labels(route))
-        pair[0].inc()
-        pair[1].observe(seconds)
+    def answered(
+        self, route: str, reason: Reason, status: int, seconds: float, trace: str = "", at: float = 0.0
+    ) -> None:
+        """See `ProxyMetrics.answered`."""
+        self.answers.answered(route, reason, status, seconds, trace, at)
 
     def connections(self, open_now: int) -> None:
         self._connections.set(open_now)
@@ -61,6 +52,10 @@ class GatewayMetrics:
     def flooded(self, flood: Flood) -> None:
         self._flooded.labels(flood.value).inc()
 
+    def unlogged(self, count: int) -> None:
+        """Requests that are not in the access log."""
+        self._unlogged.inc(count)
+
     def dropped(self, count: int) -> None:
         """Decisions that the decision log did not keep, or keeps no longer."""
         self._dropped.inc(count)
@@ -69,7 +64,6 @@ class GatewayMetrics:
         """Read these when they are scraped."""
         gauges = {
             "sallyport_exchanges_open": ("Exchanges under way", lambda: registry.open_count),
-            "sallyport_exchanges_cut": ("Exchanges cut since the start", lambda: registry.cut_count),
             "sallyport_policy_revision": ("The enforced revision", lambda: store.current.numbers.policy),
             "sallyport_revocations_number": ("Revocations known", lambda: store.current.numbers.revocations),
             "sallyport_heartbeat_timestamp_seconds": ("The authority's last heartbeat", lambda: store.heartbeat_at),

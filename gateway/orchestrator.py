@@ -363,7 +363,12 @@ class Orchestrator:
         workers = gateway.workers
         scrape = Scrape(base.telemetry.registry, lambda: workers.ask("metrics"), lambda: workers.living)
         workers.last_words = scrape.farewell
-        health = health_app(scrape.gather, waits)
+
+        async def notes() -> Mapping[str, str]:
+            told = await workers.ask("note")
+            return {f"worker-{each.number}": each.answer.decode() for each in told if each.answer}
+
+        health = health_app(scrape.gather, waits, notes)
         settings = self._settings.health
         await stack.enter_async_context(_serve_plain(health, settings.host, settings.port))
 

@@ -11,6 +11,8 @@ from foundation.decisionlog.log import DecisionLog
 from foundation.decisionlog.settings import DecisionLogSettings
 from foundation.fields import Fields
 from foundation.telemetry import Telemetry, TelemetrySettings
+from gateway.access.log import AccessLog
+from gateway.access.settings import AccessLogSettings
 from gateway.configuration import Configuration, Role, SystemSettings
 from gateway.fleet.staleness import StalenessSettings
 from gateway.identity import Certificates
@@ -27,6 +29,7 @@ from gateway.proxy.upstream import Upstreams, UpstreamSettings
 from gateway.records import recording_cuts
 from gateway.snapshot import SnapshotStore
 from gateway.streams.registry import Registry
+from gateway.streams.timing import CutTimes, StreamSettings
 from gateway.upstreams.trust import UpstreamTrust
 from policies.settings import PolicySettings
 
@@ -76,6 +79,8 @@ class PlaneSettings:
     upstreams: UpstreamSettings
     staleness: StalenessSettings
     overload: OverloadSettings
+    streams: StreamSettings
+    access: AccessLogSettings
 
     @classmethod
     def parse(cls, configuration: Configuration, role: Role | None = None) -> PlaneSettings:
@@ -93,6 +98,8 @@ class PlaneSettings:
             upstreams=UpstreamSettings.parse(gateway.section("upstreams", optional=True)),
             staleness=StalenessSettings.parse(gateway.section("staleness", optional=True)),
             overload=OverloadSettings.parse(gateway.section("overload", optional=True)),
+            streams=StreamSettings.parse(gateway.section("streams", optional=True)),
+            access=AccessLogSettings.parse(section("access_log")),
         )
         gateway.finish()
         return settings
@@ -122,6 +129,8 @@ class Plane:
     listener: Listener
     metrics: GatewayMetrics
     telemetry: Telemetry
+    cuts: CutTimes
+    access: AccessLog | None
 
 
 def build_plane(
@@ -135,11 +144,14 @@ def build_plane(
     """`certificates` are asked for each new connection, from clients and to upstreams. Raises `Fault`."""
     store = SnapshotStore()
     decider = Decider(store, time, settings.staleness, Obligations(time), decisions.ids)
-    registry = Registry(time, recording_cuts(decisions, time), decider)
+    cuts = CutTimes(telemetry.registry, settings.streams, time)
+    registry = Registry(time, recording_cuts(decisions, time), decider, cuts)
     upstreams = Upstreams(settings.upstreams, time, UpstreamTrust(time, certificates))
     store.listen(registry.changed)
     store.listen(upstreams.changed)
     metrics.watch(store, registry)
+    path = settings.access.path
+    access = None if path is None else AccessLog(path, settings.access, time, metrics.unlogged)
     services = ConnectionServices(
         settings.listener,
         settings.system.trust_domain,
@@ -152,7 +164,9 @@ def build_plane(
         Assertions(lambda: certificates.spiffe_id, AssertionKey.open(settings.system.state), time),
         metrics,
         telemetry.span,
+        None if access is None else access.ended,
         Overload(settings.overload),
         settings.http2,
     )
-    return Plane(store, registry, upstreams, Listener(certificates.data_plane, services), metrics, telemetry)
+    listener = Listener(certificates.data_plane, services)
+    return Plane(store, registry, upstreams, listener, metrics, telemetry, cuts, access)

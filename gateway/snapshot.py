@@ -34,7 +34,8 @@ from policies.model import FOREVER
 class PolicyPart:
     """An enforced revision: its engine (with its cache), its routes, and what the engine was loaded from: without that,
     a change of revision is a change of everything. `asked_every` is how long, in seconds, an answer may stand: a policy
-    that reads the clock is asked again about what runs, for no change tells that its time has come."""
+    that reads the clock is asked again about what runs, for no change tells that its time has come. `published_at` is
+    in seconds since the Unix epoch, 0 when nobody knows."""
 
     revision: int
     digest: str
@@ -42,6 +43,7 @@ class PolicyPart:
     routes: RouteTable
     compiled: CompiledPolicy | None = None
     asked_every: float = FOREVER
+    published_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +104,10 @@ class SnapshotStore:
         """Call `listener` after every change of facts, before anything else sees the new snapshot decide."""
         self._listeners.append(listener)
 
-    def publish_policy(self, part: PolicyPart, at: float = 0.0) -> None:
-        """Enforce `part`, which was published `at`, from now on. The caller has verified its signature and its rising
-        number."""
+    def publish_policy(self, part: PolicyPart) -> None:
+        """Enforce `part` from now on. The caller has verified its signature and its rising number."""
         difference = RevisionDifference(self.current.policy, part)
-        self._replace(replace(self.current, policy=part), Touched(policy=difference, at=at))
+        self._replace(replace(self.current, policy=part), Touched(policy=difference, at=part.published_at))
 
     def apply(self, change: Change) -> None:
         """Apply one of the authority's changes. Policy goes through `publish_policy` once it is loaded."""
@@ -151,7 +152,7 @@ class SnapshotStore:
             postures_number=max(now.postures_number, change.number),
             postures=now.postures.set(change.id, change.posture),
         )
-        self._replace(after, Touched(identities=frozenset({change.id})))
+        self._replace(after, Touched(identities=frozenset({change.id}), at=change.at))
 
     def _identity(self, change: IdentityChanged) -> None:
         now, record = self.current, change.record
@@ -167,7 +168,7 @@ class SnapshotStore:
             inventory=now.inventory.set(record.id, record),
             revoked_identities=revoked,
         )
-        self._replace(after, Touched(identities=frozenset({record.id})))
+        self._replace(after, Touched(identities=frozenset({record.id}), at=change.at))
 
     def _replace(self, after: Snapshot, touched: Touched) -> None:
         self.current = after

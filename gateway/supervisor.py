@@ -435,7 +435,7 @@ class Supervisor:
             worker.check_alive()
 
     async def _load(self, worker: Worker, published: PolicyPublished) -> None:
-        worker.send(Load(published.revision, published.bundle), large=True)
+        worker.send(Load(published.revision, published.bundle, published.at), large=True)
         await worker.wait_for(f"loaded {published.revision}", LOAD_SECONDS)
         worker.holds.add(published.revision)
 

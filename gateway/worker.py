@@ -113,10 +113,13 @@ class Worker:
             stack.push_async_callback(self._duties.close)
             channel.send(Configured())
             async with asyncio.TaskGroup() as group:
-                deciding = group.create_task(plane.registry.run())
+                chores = [group.create_task(plane.registry.run())]
+                if plane.access is not None:
+                    chores.append(group.create_task(plane.access.run()))
                 await self._over.wait()
                 await plane.listener.drain(self._ending.seconds, self._ending.grace)
-                deciding.cancel()
+                for chore in chores:
+                    chore.cancel()
             channel.send(Answered(LAST_WORD, dump(plane.telemetry.registry)))
 
     def _take(self, message: Message) -> None:
@@ -220,6 +223,7 @@ class Duties:
         self._tasks: set[asyncio.Task[None]] = set()
         self._questions: dict[str, Callable[[bytes], bytes]] = {
             "metrics": lambda _: dump(plane.telemetry.registry),
+            "note": lambda _: plane.cuts.note().encode(),
             "open": lambda _: b"%d %d" % (plane.registry.open_count, plane.registry.cut_count),
         }
 
@@ -291,7 +295,7 @@ class Duties:
     async def _load(self, order: Load) -> None:
         present = self._plane.store.current.policy
         if order.revision not in self._parts and (present is None or present.revision != order.revision):
-            published = PolicyPublished(order.revision, order.bundle)
+            published = PolicyPublished(order.revision, order.bundle, order.at)
             try:
                 self._parts[order.revision] = await load_part(published, self._key, self.settings.policy, self._mask)
             except Fault as fault:

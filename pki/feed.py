@@ -161,11 +161,11 @@ async def _read_after(connection: Connection, cursor: Cursor, latest: Cursor, fr
             reached = replace(reached, postures=cursor.postures)
     if latest.inventory > cursor.inventory:
         rows = (await connection.execute(_inventory(cursor.inventory))).all()
-        changes += [IdentityChanged(row.inventory_number, record_of(row)) for row in rows]
+        changes += [IdentityChanged(row.inventory_number, record_of(row), row.updated_at) for row in rows]
         reached = _held(reached, rows, "inventory", "inventory_number")
     if latest.policy > cursor.policy:
         row = (await connection.execute(select(policies).where(policies.c.revision == latest.policy))).one()
-        changes.append(PolicyPublished(row.revision, row.bundle))
+        changes.append(PolicyPublished(row.revision, row.bundle, row.published_at))
     return Batch(tuple(changes), reached, reached == latest)
 
 
@@ -208,4 +208,5 @@ def _revocation(row: Any) -> Revocation:
 
 
 def _posture(row: Any) -> PostureChanged:
-    return PostureChanged(row.posture_number, SpiffeId.parse(row.id), posture_of(row), row.attested_until)
+    identity, posture = SpiffeId.parse(row.id), posture_of(row)
+    return PostureChanged(row.posture_number, identity, posture, row.attested_until, row.updated_at)

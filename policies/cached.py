@@ -32,10 +32,18 @@ class CachedEngine:
         key = self._key(query)
         return None if key is None else self._cache.get(key, query.now)
 
+    def decide_now(self, query: Query) -> Answer | None:
+        key = self._key(query)
+        answer = None if key is None else self._cache.get(key, query.now)
+        if answer is not None:
+            return answer
+        answer = self._engine.decide_now(query)
+        return None if answer is None else self._keep(key, query, answer)
+
     async def decide(self, query: Query) -> Answer:
         key = self._key(query)
         if key is None:
-            return await self._ask(b"", query)
+            return self._keep(None, query, await self._engine.decide(query))
         while True:
             answer = self._cache.get(key, query.now)
             if answer is not None:
@@ -60,14 +68,15 @@ class CachedEngine:
         flight = self._flights[key] = asyncio.get_running_loop().create_future()
         answer = None
         try:
-            answer = await self._ask(key, query)
-            self._cache.put(key, answer)
+            answer = self._keep(key, query, await self._engine.decide(query))
         finally:
             del self._flights[key]
             flight.set_result(answer)
         return answer
 
-    async def _ask(self, key: bytes, query: Query) -> Answer:
+    def _keep(self, key: bytes | None, query: Query, answer: Answer) -> Answer:
         """The engine's answer, with what the record keeps of the question: encoded once for all who ask it."""
-        answer = await self._engine.decide(query)
-        return replace(answer, input=FrozenInput(key, self._freeze(query)))
+        kept = replace(answer, input=FrozenInput(key or b"", self._freeze(query)))
+        if key is not None:
+            self._cache.put(key, kept)
+        return kept

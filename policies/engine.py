@@ -34,7 +34,12 @@ class PolicyEngine(Protocol):
         ...
 
     def peek(self, query: Query) -> Answer | None:
-        """The answer when it is at hand without waiting (cached); None when `decide` must be awaited."""
+        """The answer that was given before and still holds; None when there is none."""
+        ...
+
+    def decide_now(self, query: Query) -> Answer | None:
+        """As `decide`, by an engine that never waits, or from what was answered before; None when `decide` must be
+        awaited."""
         ...
 
     async def explain(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:

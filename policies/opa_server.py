@@ -89,6 +89,9 @@ class OpaServerEngine:
     def peek(self, query: Query) -> Answer | None:
         return None
 
+    def decide_now(self, query: Query) -> Answer | None:
+        return None
+
     async def explain(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         document = await self._ask(EXPLAIN_ENTRYPOINT, asked)
         if not isinstance(document, dict):

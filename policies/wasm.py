@@ -61,7 +61,7 @@ class WasmEngine:
         return self.decide_now(query)
 
     def decide_now(self, query: Query) -> Answer:
-        """As `decide`, for callers that are not asynchronous."""
+        """As `decide`: nothing here ever waits."""
         try:
             return parse_answer(self._evaluate(DECISION_ENTRYPOINT, query.to_input()))
         except Fault as fault:

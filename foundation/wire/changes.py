@@ -3,13 +3,14 @@
 | `type` | fields |
 |---|---|
 | `revocation` | `number`, `id`, `serial` (lower-case hex; empty for the whole identity), `reason`, `at` |
-| `posture` | `number`, `id`, `attestation`, `verdict`, `attested_until` |
-| `identity` | `number`, `record`: `id`, `state`, `epoch`, `roles`, `tier`, `region`, `site`, `segment`, `labels`, … |
-| `policy` | `revision`, `bundle` (base64) |
+| `posture` | `number`, `id`, `attestation`, `verdict`, `attested_until`, `at` |
+| `identity` | `number`, `record` (`id`, `state`, `epoch`, `roles`, `tier`, `region`, `site`, `segment`, …), `at` |
+| `policy` | `revision`, `bundle` (base64), `at` |
 | `heartbeat` | `at`, `numbers`: `policy`, `revocations`, `postures`, `inventory` |
 
-Times are seconds since the Unix epoch, numbers whole and not negative. Who reads is as strict as for any message from
-outside: an unknown type or field is refused, for a reader that skips what it does not know skips a revocation one day.
+Times are seconds since the Unix epoch, numbers whole and not negative; `at` is when the change was committed, and may
+be missing where nobody knows. Who reads is as strict as for any message from outside: an unknown type or field is
+refused, for a reader that skips what it does not know skips a revocation one day.
 """
 
 from __future__ import annotations
@@ -92,14 +93,23 @@ def _document(change: Change) -> dict[str, Any]:
         case PostureChanged():
             posture = {"attestation": change.posture.attestation.value, "verdict": change.posture.verdict.value}
             until = {"attested_until": change.attested_until}
-            return {"type": "posture", "number": change.number, "id": str(change.id)} | posture | until
+            return {"type": "posture", "number": change.number, "id": str(change.id)} | posture | until | _at(change.at)
         case IdentityChanged():
-            return {"type": "identity", "number": change.number, "record": record_document(change.record)}
+            record = record_document(change.record)
+            return {"type": "identity", "number": change.number, "record": record} | _at(change.at)
         case PolicyPublished():
             bundle = base64.b64encode(change.bundle).decode()
-            return {"type": "policy", "revision": change.revision, "bundle": bundle}
+            return {"type": "policy", "revision": change.revision, "bundle": bundle} | _at(change.at)
         case Heartbeat():
             return {"type": "heartbeat", "at": change.at, "numbers": change.numbers._asdict()}
+
+
+def _at(at: float) -> dict[str, Any]:
+    return {"at": at} if at else {}
+
+
+def _read_at(fields: Fields) -> float:
+    return fields.number("at") if fields.has("at") else 0.0
 
 
 def _revocation(fields: Fields) -> Revocation:
@@ -114,7 +124,8 @@ def _revocation(fields: Fields) -> Revocation:
 def _posture(fields: Fields) -> PostureChanged:
     attestation = AttestationClass(fields.one_of("attestation", tuple(AttestationClass)))
     posture = Posture(attestation, Verdict(fields.one_of("verdict", tuple(Verdict))))
-    return PostureChanged(fields.integer("number"), _id(fields), posture, fields.number("attested_until"))
+    until = fields.number("attested_until")
+    return PostureChanged(fields.integer("number"), _id(fields), posture, until, _read_at(fields))
 
 
 def _identity(fields: Fields) -> IdentityChanged:
@@ -132,11 +143,12 @@ def _identity(fields: Fields) -> IdentityChanged:
         versions=record.mapping("versions"),
     )
     record.finish()
-    return IdentityChanged(fields.integer("number"), found)
+    return IdentityChanged(fields.integer("number"), found, _read_at(fields))
 
 
 def _policy(fields: Fields) -> PolicyPublished:
-    return PolicyPublished(fields.integer("revision"), fields.base64("bundle", max_bytes=MAX_BUNDLE_BYTES))
+    bundle = fields.base64("bundle", max_bytes=MAX_BUNDLE_BYTES)
+    return PolicyPublished(fields.integer("revision"), bundle, _read_at(fields))
 
 
 def _heartbeat(fields: Fields) -> Heartbeat:

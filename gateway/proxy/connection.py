@@ -9,6 +9,7 @@ from typing import cast
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.tls import peer_certificate
+from gateway.access.lines import Access
 from gateway.proxy.client import Client
 from gateway.proxy.exchange import NEVER, HttpExchange
 from gateway.proxy.grounds import no_request
@@ -37,6 +38,7 @@ class ClientConnection(asyncio.Protocol):
     )
 
     caller: Caller
+    protocol = "HTTP/1.1"
 
     def __init__(self, services: ConnectionServices, siblings: set[ClientConnection]) -> None:
         """`siblings` are the listener's connections, of which this is one from its handshake to its end."""
@@ -129,10 +131,34 @@ class ClientConnection(asyncio.Protocol):
         def answer(unrecorded: Fault | None) -> None:
             told = unrecorded or fault
             services.metrics.answered("", told.reason, told.reason.status, 0.0)
+            if services.access is not None:
+                services.access(self._refused(method, target, told.reason, decision.id))
             then(refusal(told, decision.id))
 
         services.records.before(
             entry_of(decision, self.caller.text, method, target, None, services.clock.now()), answer
+        )
+
+    def _refused(self, method: bytes, target: bytes, reason: Reason, decision: str) -> Access:
+        """What the access log shows of what never became an exchange."""
+        return Access(
+            at=self.services.clock.now(),
+            seconds=0.0,
+            address=self.caller.source[0] if self.caller.source else "",
+            identity=self.caller.text,
+            method=method,
+            target=target,
+            protocol=self.protocol,
+            status=reason.status,
+            received=0,
+            sent=0,
+            route="",
+            reason=reason.code,
+            decision=decision,
+            upstream="",
+            trace="",
+            referer=b"",
+            agent=b"",
         )
 
     @property
@@ -158,7 +184,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _identify(self, transport: asyncio.Transport) -> None:
         peer = identify(peer_certificate(transport), self.services.trust_domain)
-        self.caller = Caller.of(peer)
+        name = transport.get_extra_info("peername")
+        self.caller = Caller.of(peer, (str(name[0]), int(name[1])) if isinstance(name, tuple) else None)
 
     def _admit(self) -> None:
         registry, most = self.services.registry, self.services.settings.connections_per_identity

@@ -74,7 +74,7 @@ class Decider:
         if isinstance(question, Denial):
             return question
         engine, query, deadline = question
-        answer = engine.peek(query)
+        answer = engine.decide_now(query)
         if answer is None:
             return None
         decision = judge(self._decision_id(), query, answer, deadline, snapshot.numbers)
@@ -108,7 +108,7 @@ class Decider:
         if isinstance(question, Denial):
             return question
         engine, query, deadline = question
-        answer = engine.peek(query)
+        answer = engine.decide_now(query)
         return None if answer is None else judge(self._decision_id(), query, answer, deadline, snapshot.numbers)
 
     async def again(self, exchange: Exchange) -> Decision:

@@ -15,6 +15,7 @@ import logging
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.trace import TraceContext
+from gateway.access.lines import Access
 from gateway.proxy.assertion import PLAIN
 from gateway.proxy.client import Client
 from gateway.proxy.http1 import CHUNKED, RequestHead, ResponseHead
@@ -26,7 +27,7 @@ from gateway.upstreams.budget import Failure, is_repeatable
 from gateway.upstreams.pool import Endpoint, Repeats
 from policies.model import CanonicalRequest, Decision, Denial, Permit
 from policies.routes import Route
-from policies.upstreams import IdentityHeader
+from policies.upstreams import Destination, IdentityHeader
 
 MAX_TRIES = 3
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
@@ -56,6 +57,7 @@ class HttpExchange:
         "_request",
         "_retried",
         "_route",
+        "_sent",
         "_services",
         "_span",
         "_status",
@@ -83,7 +85,7 @@ class HttpExchange:
         self._dial: asyncio.Task[None] | None = None
         self._tries = 0
         self._decided_at_generation = 0
-        self._received = 0
+        self._received = self._sent = 0  # bytes of bodies, or of a tunnel
         self._retried = False  # on a fresh connection, as an idle one had died
         self._repeats: Repeats | None = None
         self._blocked = False  # the upstream reads more slowly than the client writes
@@ -104,6 +106,7 @@ class HttpExchange:
     def begin(self) -> None:
         """Register, then decide."""
         self._services.registry.register(self._guard)
+        self._span.stage("decide")
         self._decide()
 
     def _decide(self) -> None:
@@ -180,6 +183,7 @@ class HttpExchange:
         if fault is not None:
             self.refuse(fault)
             return
+        self._span.stage("dial")
         self._dial = self._services.upstreams.open(permit, self._route, self)
 
     def _unfit(self) -> Fault | None:
@@ -203,6 +207,7 @@ class HttpExchange:
             return
         self._upstream = upstream
         self._services.registry.dialled(self._guard, upstream.leads_to)
+        self._span.stage("upstream")
         self._await_next(self._body_done)
         upstream.request_done = self._body_done
         upstream.write(self._request_head(self._permit, upstream.endpoint.pool.value.identity))
@@ -316,6 +321,7 @@ class HttpExchange:
         self.due = NEVER
         if done:
             self._upstream = None  # it has let go of this exchange already
+        self._sent += len(payload)
         self._client.respond(head, self._decision_id(), payload, done)
 
     def _elsewhere(self, done: bool) -> bool:
@@ -334,6 +340,7 @@ class HttpExchange:
     def response_data(self, payload: bytes, done: bool) -> None:
         if done:
             self._upstream = None
+        self._sent += len(payload)
         self._client.respond_more(payload, done)
 
     def upgraded(self, head: ResponseHead, data: bytes) -> None:
@@ -342,6 +349,7 @@ class HttpExchange:
         self._client.switch(head, self._decision_id(), data)
 
     def tunnelled(self, data: bytes) -> None:
+        self._sent += len(data)
         self._client.tunnel(data)
 
     def broken(self, fault: Fault) -> None:
@@ -440,18 +448,52 @@ class HttpExchange:
             self._repeats.end()
         services = self._services
         services.registry.leave(self._guard)
-        self._end_span(reason)
-        services.metrics.answered(self._route.name, reason, self._status, services.clock.monotonic() - self._begun)
+        seconds = services.clock.monotonic() - self._begun
+        if self._span.recorded:
+            self._end_span(reason, seconds)
+        else:
+            services.metrics.answered(self._route.name, reason, self._status, seconds)
+        if services.access is not None:
+            services.access(self._access(reason, seconds))
 
-    def _end_span(self, reason: Reason) -> None:
-        span = self._span
-        if span.recorded:
-            span.set("sallyport.route", self._route.name)
-            span.set("sallyport.reason", reason.code)
-            span.set("sallyport.decision", self._decision_id())
-            span.set("http.request.method", self._head.method.decode("latin-1"))
-            span.set("http.response.status_code", self._status)
+    def _end_span(self, reason: Reason, seconds: float) -> None:
+        span, route, services = self._span, self._route.name, self._services
+        span.set("sallyport.route", route)
+        span.set("sallyport.reason", reason.code)
+        span.set("sallyport.decision", self._decision_id())
+        span.set("sallyport.identity", self._caller.text)
+        span.set("http.request.method", self._head.method.decode("latin-1"))
+        span.set("http.response.status_code", self._status)
+        span.set("server.address", self._led_to())
         span.end("" if self._permit is not None and self._status < _FIRST_ERROR else reason.code)
+        trace = span.context.trace_id
+        services.metrics.answered(route, reason, self._status, seconds, trace, services.clock.now())
+
+    def _led_to(self) -> str:
+        to = self._guard.upstream
+        return str(to.address) if isinstance(to, Destination) else ""
+
+    def _access(self, reason: Reason, seconds: float) -> Access:
+        head = self._head
+        return Access(
+            at=self._services.clock.now() - seconds,
+            seconds=seconds,
+            address=self._caller.source[0] if self._caller.source else "",
+            identity=self._caller.text,
+            method=head.method,
+            target=head.target,
+            protocol="HTTP/" + self._client.via.split(b" ")[1].decode("ascii"),
+            status=self._status,
+            received=self._received,
+            sent=self._sent,
+            route=self._route.name,
+            reason=reason.code,
+            decision=self._decision_id(),
+            upstream=self._led_to(),
+            trace=self._span.context.trace_id if self._span.recorded else "",
+            referer=_field(head.fields, b"referer"),
+            agent=_field(head.fields, b"user-agent"),
+        )
 
 
 def trace_lines(head: RequestHead, own: TraceContext) -> bytes:

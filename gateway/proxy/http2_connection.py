@@ -89,6 +89,8 @@ class _Protocol(H2Connection):
 class Http2Connection(ClientConnection):
     """One `Http2Stream` per request."""
 
+    protocol = "HTTP/2.0"
+
     __slots__ = (
         "_block_due",
         "_budget",

@@ -165,6 +165,7 @@ class Listener:
 
     async def _shake(self, accepted: socket.socket) -> None:
         """The handshake; `Arrival.connection_made` is called when the certificate is proven."""
+        span, failed = self._services.spans("handshake", None), "cancelled"
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 self._connection,
@@ -173,13 +174,17 @@ class Listener:
                 ssl_handshake_timeout=self._settings.handshake_timeout,
                 ssl_shutdown_timeout=self._settings.linger_timeout,
             )
+            failed = ""
         except (OSError, TimeoutError) as error:
             _LOG.debug("a handshake failed: %s", error)
             self._services.metrics.refused_connection(Reason.CLIENT_CERTIFICATE_INVALID)
+            failed = Reason.CLIENT_CERTIFICATE_INVALID.code
             accepted.close()
         except asyncio.CancelledError:
             accepted.close()
             raise
+        finally:
+            span.end(failed)
 
     def _connection(self) -> Arrival:
         return Arrival(self._services, self._connections)

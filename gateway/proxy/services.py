@@ -12,6 +12,7 @@ from foundation.randomness import RandomBytes
 from foundation.reasons import Reason
 from foundation.telemetry import SilentSpan
 from foundation.trace import TraceContext
+from gateway.access.lines import Access
 from gateway.proxy.assertion import Assertions
 from gateway.proxy.http1 import Limits, RequestReader
 from gateway.proxy.http2_budget import Flood, Http2Settings
@@ -102,8 +103,11 @@ class GatewayListenerSettings:
 class ProxyMetrics(Protocol):
     """Rate, errors and durations. Labels are routes' names and reasons' codes, nothing that a client chooses."""
 
-    def answered(self, route: str, reason: Reason, status: int, seconds: float) -> None:
-        """An exchange ended. `route` is empty when none was matched; `status` 0 when no answer went out."""
+    def answered(
+        self, route: str, reason: Reason, status: int, seconds: float, trace: str = "", at: float = 0.0
+    ) -> None:
+        """An exchange ended. `route` is empty when none was matched; `status` 0 when no answer went out; `trace` is the
+        ID of a recorded trace, of which `at` is the end (seconds since the Unix epoch)."""
 
     def connections(self, open_now: int) -> None: ...
 
@@ -120,7 +124,9 @@ class ProxyMetrics(Protocol):
 class NoMetrics:
     """Counts nothing."""
 
-    def answered(self, route: str, reason: Reason, status: int, seconds: float) -> None:
+    def answered(
+        self, route: str, reason: Reason, status: int, seconds: float, trace: str = "", at: float = 0.0
+    ) -> None:
         pass
 
     def connections(self, open_now: int) -> None:
@@ -143,6 +149,8 @@ class ProxySpan(Protocol):
     context: TraceContext
 
     def set(self, name: str, value: str | bool | int | float) -> None: ...
+
+    def stage(self, name: str) -> None: ...
 
     def end(self, error: str = "") -> None: ...
 
@@ -179,6 +187,7 @@ class ConnectionServices:
     assertions: Assertions
     metrics: ProxyMetrics = field(default_factory=NoMetrics)
     spans: Callable[[str, TraceContext | None], ProxySpan] = silent_span
+    access: Callable[[Access], None] | None = None  # takes what the access log shows of a request that ended
     overload: Overload = field(default_factory=lambda: Overload(OverloadSettings()))
     http2: Http2Settings = field(default_factory=Http2Settings)
     draining: bool = False

@@ -24,8 +24,8 @@ ASKED_AT_ONCE = 32
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """Why exchanges are decided again. `since` is when trust changed, in seconds since the Unix epoch, 0 when nobody
-    knows; `concerns` tells which of the exchanges' answers may be others than before, None: all."""
+    """Why exchanges are decided again. `since` is when trust changed, in seconds since the Unix epoch; `concerns` tells
+    which of the exchanges' answers may be others than before, None: all."""
 
     reason: Reason
     since: float

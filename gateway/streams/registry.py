@@ -192,10 +192,10 @@ class Registry:
         """A `gateway.snapshot.Listener`. What lost its trust is cut before this returns; what else is touched is queued
         to be decided again."""
         if touched.policy is not None:
-            self._revised(touched.policy, touched.at)
+            self._revised(touched.policy, touched.at or self._clock.now())
             return
-        revoked = Cause(Reason.CUT_BY_REVOCATION, touched.at)
-        changed = Cause(Reason.CUT_BY_CHANGE, touched.at)
+        at = touched.at or self._clock.now()
+        revoked, changed = Cause(Reason.CUT_BY_REVOCATION, at), Cause(Reason.CUT_BY_CHANGE, at)
         for identity in touched.identities:
             if identity in snapshot.revoked_identities:
                 self._doom(identity, self._of_identity(identity), revoked)
@@ -312,7 +312,7 @@ class Registry:
         exchange.cut(cause.reason)
         self.leave(exchange)
         if self._on_cut is not None:
-            self._on_cut(cause.reason, max(0.0, self._clock.now() - cause.since) if cause.since else 0.0)
+            self._on_cut(cause.reason, max(0.0, self._clock.now() - cause.since))
 
     def _index(self, exchange: Exchange) -> None:
         peer, route = exchange.peer, exchange.route

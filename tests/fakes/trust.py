@@ -43,6 +43,9 @@ class FakeEngine:
     def peek(self, query: Query) -> Answer | None:
         return self._with_input(query) if self.cached else None
 
+    def decide_now(self, query: Query) -> Answer | None:
+        return self.peek(query)
+
     async def decide(self, query: Query) -> Answer:
         self.asked.append(query)
         return self._with_input(query)

@@ -61,7 +61,7 @@ orders = st.one_of(
         policy_key=texts,
     ),
     st.builds(Changed, numbers, changes),
-    st.builds(Load, numbers, st.binary(max_size=100)),
+    st.builds(Load, numbers, st.binary(max_size=100), st.floats(0, 1e10)),
     st.builds(Enforce, numbers, numbers),
     st.builds(Forget, numbers),
     st.builds(Listen, st.lists(st.integers(0, 2**32 - 1), max_size=5).map(tuple)),

@@ -20,20 +20,28 @@ async def test_ready_only_when_every_part_is() -> None:
     async def gather() -> CollectorRegistry:
         return registry
 
-    app = health_app(gather, {part: (lambda part=part: waiting[part]) for part in waiting})  # type: ignore[misc]
+    async def notes() -> dict[str, str]:
+        return {"worker-1": "look at this"}
+
+    readiness = {part: (lambda part=part: waiting[part]) for part in waiting}  # type: ignore[misc]
+    app = health_app(gather, readiness, notes)
     async with TestServer(app) as server, aiohttp.ClientSession(server.make_url("/")) as client:
         async with client.get("/healthz") as answer:
             assert answer.status == 200
         async with client.get("/readyz") as answer:
             assert (answer.status, await answer.json()) == (
                 503,
-                {"ready": False, "waiting": {"policy": "no revision is loaded"}},
+                {"ready": False, "waiting": {"policy": "no revision is loaded"}, "notes": {"worker-1": "look at this"}},
             )
         waiting["policy"] = ""
         async with client.get("/readyz") as answer:
             assert answer.status == 200
         async with client.get("/metrics") as answer:
             assert "things_total 1.0" in await answer.text()
+        accept = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"}
+        async with client.get("/metrics", headers=accept) as answer:
+            assert answer.content_type == "application/openmetrics-text"
+            assert (await answer.text()).endswith("# EOF\n")
 
 
 def test_other_addresses_are_refused() -> None:

@@ -34,6 +34,9 @@ class SlowEngine:
     def peek(self, query: Query) -> Answer | None:
         return None
 
+    def decide_now(self, query: Query) -> Answer | None:
+        return None
+
     async def explain(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"explained": asked["route"]}
 
@@ -135,3 +138,23 @@ async def test_a_new_epoch_is_asked_again() -> None:
 async def test_explanations_are_not_cached() -> None:
     _, cached = engines()
     assert await cached.explain({"route": "x"}) == {"explained": "x"}
+
+
+async def test_an_engine_that_never_waits_is_asked_at_once_and_once() -> None:
+    class Immediate(SlowEngine):
+        def decide_now(self, query: Query) -> Answer | None:
+            self.asked.append(asyncio.get_running_loop().create_future())
+            return PERMIT
+
+    engine = Immediate()
+    cached = CachedEngine(engine, small(), DecisionCache(CacheSettings()))
+    answers = [cached.decide_now(query()), cached.decide_now(query()), await cached.decide(query())]
+    assert answers == [PERMIT] * 3
+    assert len(engine.asked) == 1
+    assert all(answer is not None and answer.input is not None for answer in answers)
+
+
+async def test_an_engine_that_waits_is_not_asked_at_once() -> None:
+    slow, cached = engines()
+    assert cached.decide_now(query()) is None
+    assert slow.asked == []

@@ -14,7 +14,7 @@ OURS = {"route", "reason", "status", "le"}
 
 def test_a_process_that_lives_and_is_ready_says_so(system: System) -> None:
     assert system.page("/healthz")[0] == 200
-    assert system.readiness() == (200, {"ready": True, "waiting": {}})
+    assert system.readiness() == (200, {"ready": True, "waiting": {}, "notes": {}})
 
 
 def test_the_pages_are_on_loopback_alone(system: System) -> None:

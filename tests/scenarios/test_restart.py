@@ -129,7 +129,8 @@ def test_a_restored_authority_cannot_bring_back_an_older_revision(make_system: M
     with system.unready():
         refused = [record for record in system.audited() if record["kind"] == "policy.refused"]
         assert [record["reason"] for record in refused] == ["revision_downgrade"]
-        assert system.readiness() == (503, {"ready": False, "waiting": {"policy and facts": "a policy revision"}})
+        waiting = {"policy and facts": "a policy revision"}
+        assert system.readiness() == (503, {"ready": False, "waiting": waiting, "notes": {}})
         with system.connect_operator() as client:
             assert client.get("/version").reason == "revision_missing"
 

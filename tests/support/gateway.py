@@ -69,7 +69,9 @@ class Counted:
         self.floods: list[Flood] = []
         self.changed = asyncio.Event()
 
-    def answered(self, route: str, reason: Reason, status: int, seconds: float) -> None:
+    def answered(
+        self, route: str, reason: Reason, status: int, seconds: float, trace: str = "", at: float = 0.0
+    ) -> None:
         self.answers.append((route, reason, status))
         self.changed.set()
 

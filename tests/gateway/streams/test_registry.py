@@ -255,7 +255,8 @@ async def test_a_new_revision_asks_about_everything_when_nobody_knows_what_it_ch
     undecided = Exchange(peer(), Cuts())
     bench.registry.register(undecided)
     async with bench.running():
-        bench.store.publish_policy(PolicyPart(2, "two", FakeEngine(), RouteTable(())), bench.clock.now() - 3)
+        part = PolicyPart(2, "two", FakeEngine(), RouteTable(()), published_at=bench.clock.now() - 3)
+        bench.store.publish_policy(part)
         assert undecided.generation == 1
         await settle()
     assert (cut, kept) == ([Reason.CUT_BY_CHANGE], [])
