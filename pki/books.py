@@ -42,6 +42,7 @@ _TAKE = (
     .values(value=numbers.c.value + 1)
     .returning(numbers.c.part, numbers.c.value)
 )
+_NUMBERS = select(numbers.c.part, numbers.c.value)
 
 
 @dataclass(slots=True)
@@ -96,5 +97,5 @@ class Books:
 
 async def read_numbers(connection: Connection) -> dict[Part, int]:
     """The last number of every part."""
-    rows = await connection.execute(select(numbers.c.part, numbers.c.value))
+    rows = await connection.execute(_NUMBERS)
     return {Part(row.part): row.value for row in rows}

@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Select, or_, select
+from sqlalchemy import Select, bindparam, or_, select
 
 from foundation.clock import Clock
 from foundation.identifiers import SpiffeId
@@ -38,6 +38,22 @@ HEARTBEAT_SECONDS = 2.0  # followers may rely on five; one heartbeat may be late
 POLL_SECONDS = 0.25
 PAGE = 500
 RESTORE_SHIFT = 40  # numbers of one restore of a backup and the next are this many bits apart
+
+
+# Made once: building a statement costs as much as running it.
+# A moved deadline has no number of its own outside this process, so that who begins here gets all of them.
+_POSTURES = (
+    select(identities)
+    .where(identities.c.deadline_number > bindparam("behind"))
+    .order_by(identities.c.deadline_number)
+    .limit(bindparam("page"))
+)
+_INVENTORY = (
+    select(identities)
+    .where(identities.c.inventory_number > bindparam("behind"))
+    .order_by(identities.c.inventory_number)
+    .limit(bindparam("page"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +170,13 @@ async def _read_after(connection: Connection, cursor: Cursor, latest: Cursor, fr
         if reached.revocations < latest.revocations:
             return Batch(tuple(changes), replace(cursor, revocations=reached.revocations), False)
     if latest.deadlines > cursor.deadlines:
-        rows = (await connection.execute(_postures(cursor))).all()
+        rows = (await connection.execute(_POSTURES, {"behind": cursor.deadlines, "page": PAGE})).all()
         changes += [_posture(row) for row in rows]
         reached = _held(reached, rows, "deadlines", "deadline_number")
         if reached.deadlines < latest.deadlines:
             reached = replace(reached, postures=cursor.postures)
     if latest.inventory > cursor.inventory:
-        rows = (await connection.execute(_inventory(cursor.inventory))).all()
+        rows = (await connection.execute(_INVENTORY, {"behind": cursor.inventory, "page": PAGE})).all()
         changes += [IdentityChanged(row.inventory_number, record_of(row), row.updated_at) for row in rows]
         reached = _held(reached, rows, "inventory", "inventory_number")
     if latest.policy > cursor.policy:
@@ -181,25 +197,6 @@ def _revocations(after: int, latest: int, fresh_at: float) -> Select[Any]:
     # Who begins anew needs those in force alone, and the last for its number.
     living = (revocations.c.serial == "") | (revocations.c.not_after > int(fresh_at))
     return query.where(or_(living & revocations.c.lifted_at.is_(None), revocations.c.number == latest))
-
-
-def _postures(cursor: Cursor) -> Select[Any]:
-    # A moved deadline has no number of its own outside this process, so that who begins here gets all of them.
-    return (
-        select(identities)
-        .where(identities.c.deadline_number > cursor.deadlines)
-        .order_by(identities.c.deadline_number)
-        .limit(PAGE)
-    )
-
-
-def _inventory(after: int) -> Select[Any]:
-    return (
-        select(identities)
-        .where(identities.c.inventory_number > after)
-        .order_by(identities.c.inventory_number)
-        .limit(PAGE)
-    )
 
 
 def _revocation(row: Any) -> Revocation:

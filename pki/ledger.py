@@ -36,6 +36,9 @@ class Step(StrEnum):
     ABANDONED = "abandoned"
 
 
+# Made once: building a statement costs as much as running it.
+_RESERVE = insert(certificates)
+_KEEP = insert(answers)
 _ISSUED = (
     update(certificates)
     .where(certificates.c.serial == bindparam("reserved"), certificates.c.state == Step.RESERVED.value)
@@ -165,7 +168,7 @@ async def reserve(work: Work, reserved: Certificate) -> None:
         "issued_at": 0.0,
     }
     try:
-        await work.connection.execute(insert(certificates), row)
+        await work.connection.execute(_RESERVE, row)
     except IntegrityError:
         raise Fault(Reason.SERIAL_CONFLICT, field="serial") from None
 
@@ -192,6 +195,6 @@ async def keep_answer(work: Work, answer_key: bytes, body: bytes, expires_at: in
         raise Fault(Reason.MESSAGE_TOO_LARGE, "an answer is kept by a SHA-256, at most 64 KiB of it")
     try:
         row = {"answer_key": answer_key, "body": body, "expires_at": expires_at}
-        await work.connection.execute(insert(answers), row)
+        await work.connection.execute(_KEEP, row)
     except IntegrityError:
         raise Fault(Reason.CONFLICT, "this message was answered already", field="answer_key") from None

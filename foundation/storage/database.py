@@ -98,6 +98,9 @@ class Database:
             await connection.run_sync(_upgrade)
 
     async def _queue(self) -> None:
+        if not self._writer.locked():
+            await self._writer.acquire()
+            return
         try:
             async with asyncio.timeout(self._wait):
                 await self._writer.acquire()

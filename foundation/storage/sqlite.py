@@ -7,7 +7,7 @@ another process writes, and the commit, which waits for the disk. All else runs 
 
 Laws held here:
 - a connection is used by one thread at a time: whoever gave it to the thread waits until it is back, cancelled or not;
-- a connection that goes back to the pool has no transaction.
+- a connection that is kept for later has no transaction.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, CursorResult, Engine, Executable, QueuePool, create_engine, event
+from sqlalchemy import Connection, CursorResult, Engine, Executable, NullPool, create_engine, event
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from foundation.faults import Fault
@@ -40,8 +40,8 @@ class SqliteBackend:
         self._engine = engine
         self._wait_ms = int(settings.wait * 1000)
         self._wait = settings.wait
-        # Never more are asked of the pool than it holds: it would stop the event loop to wait.
         self._free = asyncio.Semaphore(settings.connections)
+        self._idle: list[Connection] = []
         self._thread = ThreadPoolExecutor(1, "sqlite")
 
     @classmethod
@@ -57,7 +57,7 @@ class SqliteBackend:
         backend = cls(_engine(settings), settings)
         try:
             # Whoever opens first may have to recover from a crash; while this one is open nobody has to again.
-            await backend._apart(lambda: backend._engine.connect().close())
+            backend._idle.append(await backend._apart(backend._engine.connect))
         except BaseException:
             await backend.close()
             raise
@@ -79,22 +79,43 @@ class SqliteBackend:
             yield SqliteConnection(connection, self._apart)
 
     async def close(self) -> None:
-        await self._apart(self._engine.dispose)  # the last connection writes the log back into the file
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            await self._apart(connection.close)  # the last one writes the log back into the file
         self._thread.shutdown(wait=False)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
-        """A connection of the pool, which rolls back what is under way when it comes back."""
+        """A connection that is nobody else's. What is under way when it comes back is rolled back."""
+        if self._free.locked():
+            await self._wait_for_room()
+        else:
+            await self._free.acquire()
+        try:
+            connection = self._idle.pop() if self._idle else self._engine.connect()
+            try:
+                yield connection
+            finally:
+                self._take_back(connection)
+        finally:
+            self._free.release()
+
+    async def _wait_for_room(self) -> None:
         try:
             async with asyncio.timeout(self._wait):
                 await self._free.acquire()
         except TimeoutError:
             raise Fault(Reason.STORAGE_FAILED, "every connection is in use") from None
+
+    def _take_back(self, connection: Connection) -> None:
         try:
-            with self._engine.connect() as connection:
-                yield connection
-        finally:
-            self._free.release()
+            _driver(connection).rollback()
+            connection.rollback()
+        except BaseException:
+            connection.invalidate()
+            connection.close()
+            raise
+        self._idle.append(connection)
 
     def _begin_at_once(self, driver: sqlite3.Connection) -> bool:
         """Take the write lock where it is free, which it is when we are the only process."""
@@ -146,9 +167,7 @@ def _engine(settings: StorageSettings) -> Engine:
     engine = create_engine(
         settings.parsed_url,
         hide_parameters=True,
-        poolclass=QueuePool,
-        pool_size=settings.connections,
-        max_overflow=0,
+        poolclass=NullPool,  # connections are kept here, ready for use
         # The driver would begin transactions by its own rules, after the first read: too late to compare and swap.
         connect_args={"timeout": settings.wait, "check_same_thread": False, "isolation_level": None},
     )
