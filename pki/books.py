@@ -9,18 +9,20 @@ Laws held here:
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, or_, select, update
 
 from foundation.clock import Clock
 from foundation.ports import AuditEvent, AuditLog
 from foundation.storage.connection import Connection
 from foundation.storage.database import Database
+from foundation.storage.statement import Statement
 from pki.tables import numbers
 
 
@@ -36,13 +38,15 @@ class Part(StrEnum):
 
 
 # Made once: building a statement costs as much as running it.
-_TAKE = (
-    update(numbers)
-    .where(numbers.c.part.in_(bindparam("parts", expanding=True)))
-    .values(value=numbers.c.value + 1)
-    .returning(numbers.c.part, numbers.c.value)
-)
-_NUMBERS = select(numbers.c.part, numbers.c.value)
+_NUMBERS = Statement(select(numbers.c.part, numbers.c.value))
+
+
+@functools.cache
+def _take(count: int) -> Statement:
+    """Takes the next number of `count` parts, `part0` and so on."""
+    wanted = or_(*(numbers.c.part == bindparam(f"part{i}") for i in range(count)))
+    raised = update(numbers).where(wanted).values(value=numbers.c.value + 1)
+    return Statement(raised.returning(numbers.c.part, numbers.c.value))
 
 
 @dataclass(slots=True)
@@ -61,8 +65,8 @@ class Work:
     async def take_numbers(self, *parts: Part) -> dict[Part, int]:
         """The next number of each of `parts`, taken."""
         self.moves = True
-        rows = await self.connection.execute(_TAKE, {"parts": [part.value for part in parts]})
-        return {Part(row.part): row.value for row in rows}
+        wanted = {f"part{i}": part.value for i, part in enumerate(parts)}
+        return {Part(row.part): row.value for row in await self.connection.run(_take(len(parts)), wanted)}
 
 
 class Books:
@@ -97,5 +101,4 @@ class Books:
 
 async def read_numbers(connection: Connection) -> dict[Part, int]:
     """The last number of every part."""
-    rows = await connection.execute(_NUMBERS)
-    return {Part(row.part): row.value for row in rows}
+    return {Part(row.part): row.value for row in await connection.run(_NUMBERS, {})}

@@ -29,6 +29,7 @@ from foundation.identity import (
 )
 from foundation.storage.connection import Connection
 from foundation.storage.database import Database
+from foundation.storage.statement import Statement
 from pki.books import Part, read_numbers
 from pki.entries import posture_of, record_of
 from pki.revocation import LIFTED_SERIAL, revocation_of
@@ -42,13 +43,13 @@ RESTORE_SHIFT = 40  # numbers of one restore of a backup and the next are this m
 
 # Made once: building a statement costs as much as running it.
 # A moved deadline has no number of its own outside this process, so that who begins here gets all of them.
-_POSTURES = (
+_POSTURES = Statement(
     select(identities)
     .where(identities.c.deadline_number > bindparam("behind"))
     .order_by(identities.c.deadline_number)
     .limit(bindparam("page"))
 )
-_INVENTORY = (
+_INVENTORY = Statement(
     select(identities)
     .where(identities.c.inventory_number > bindparam("behind"))
     .order_by(identities.c.inventory_number)
@@ -170,13 +171,13 @@ async def _read_after(connection: Connection, cursor: Cursor, latest: Cursor, fr
         if reached.revocations < latest.revocations:
             return Batch(tuple(changes), replace(cursor, revocations=reached.revocations), False)
     if latest.deadlines > cursor.deadlines:
-        rows = (await connection.execute(_POSTURES, {"behind": cursor.deadlines, "page": PAGE})).all()
+        rows = (await connection.run(_POSTURES, {"behind": cursor.deadlines, "page": PAGE})).all()
         changes += [_posture(row) for row in rows]
         reached = _held(reached, rows, "deadlines", "deadline_number")
         if reached.deadlines < latest.deadlines:
             reached = replace(reached, postures=cursor.postures)
     if latest.inventory > cursor.inventory:
-        rows = (await connection.execute(_INVENTORY, {"behind": cursor.inventory, "page": PAGE})).all()
+        rows = (await connection.run(_INVENTORY, {"behind": cursor.inventory, "page": PAGE})).all()
         changes += [IdentityChanged(row.inventory_number, record_of(row), row.updated_at) for row in rows]
         reached = _held(reached, rows, "inventory", "inventory_number")
     if latest.policy > cursor.policy:

@@ -18,6 +18,7 @@ from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import AttestationClass, State, Verdict
 from foundation.reasons import Reason
 from foundation.storage.connection import Connection
+from foundation.storage.statement import Statement
 from pki.books import Books, Part, Work
 from pki.entries import (
     Attested,
@@ -42,11 +43,14 @@ _NUMBERED = {
 }
 
 # Made once: building a statement costs as much as running it.
-_ONE = select(identities).where(identities.c.id == bindparam("wanted"))
-_CLAIM = select(identities).where(
-    or_(identities.c.id == bindparam("wanted"), identities.c.ek_sha256 == bindparam("ek"))
+_ONE = Statement(select(identities).where(identities.c.id == bindparam("wanted")))
+_BY_EK = Statement(select(identities).where(identities.c.ek_sha256 == bindparam("ek")))
+_CLAIM = Statement(
+    select(identities).where(or_(identities.c.id == bindparam("wanted"), identities.c.ek_sha256 == bindparam("ek")))
 )
-_SWAP = update(identities).where(identities.c.id == bindparam("wanted"), identities.c.epoch == bindparam("seen"))
+_SWAP = Statement(
+    update(identities).where(identities.c.id == bindparam("wanted"), identities.c.epoch == bindparam("seen"))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class Inventory:
     async def find_by_ek(self, ek_sha256: bytes) -> Entry | None:
         """The entry that this TPM is bound to, or was announced for."""
         async with self._books.reading() as connection:
-            row = (await connection.execute(_by_ek(ek_sha256))).first()
+            row = (await connection.run(_BY_EK, {"ek": ek_sha256})).first()
         return Entry.of(row) if row else None
 
     async def claim(self, identity: SpiffeId, ek_sha256: bytes) -> tuple[Entry, SpiffeId | None]:
@@ -189,7 +193,7 @@ class Inventory:
 
 async def read_entry(connection: Connection, identity: SpiffeId) -> Entry:
     """Raises `Fault(INVENTORY_UNKNOWN)`."""
-    row = (await connection.execute(_ONE, {"wanted": str(identity)})).first()
+    row = (await connection.run(_ONE, {"wanted": str(identity)})).first()
     if row is None:
         raise Fault(Reason.INVENTORY_UNKNOWN, field="identity", internal=str(identity))
     return Entry.of(row)
@@ -197,7 +201,7 @@ async def read_entry(connection: Connection, identity: SpiffeId) -> Entry:
 
 async def read_claim(connection: Connection, identity: SpiffeId, ek_sha256: bytes) -> tuple[Entry, SpiffeId | None]:
     """The entry of `identity`, and whose the TPM of `ek_sha256` is so far. Raises `Fault(INVENTORY_UNKNOWN)`."""
-    rows = (await connection.execute(_CLAIM, {"wanted": str(identity), "ek": ek_sha256 or None})).all()
+    rows = await connection.run(_CLAIM, {"wanted": str(identity), "ek": ek_sha256 or None})
     entries = [Entry.of(row) for row in rows]
     entry = next((one for one in entries if one.id == identity), None)
     if entry is None:
@@ -243,7 +247,7 @@ async def write(work: Work, entry: Entry, parts: tuple[Part, ...], **changes: An
     # The epoch was read in this transaction, the only one that writes; comparing it is the second lock on the door.
     which = {"wanted": str(entry.id), "seen": entry.record.epoch}
     try:
-        swapped = (await work.connection.execute(_SWAP, columns | which)).rowcount
+        swapped = (await work.connection.run(_SWAP, columns | which)).rowcount
     except IntegrityError:
         raise Fault(Reason.EK_TAKEN, field="ek") from None
     if swapped != 1:
@@ -271,12 +275,8 @@ async def is_known(connection: Connection, identity: SpiffeId) -> bool:
 
 
 async def _holder(connection: Connection, ek_sha256: bytes) -> SpiffeId | None:
-    row = (await connection.execute(_by_ek(ek_sha256).with_only_columns(identities.c.id))).first()
+    row = (await connection.run(_BY_EK, {"ek": ek_sha256})).first()
     return SpiffeId.parse(row.id) if row else None
-
-
-def _by_ek(ek_sha256: bytes) -> Select[Any]:
-    return select(identities).where(identities.c.ek_sha256 == ek_sha256)
 
 
 def _narrow(query: Select[Any], wanted: Filter) -> Select[Any]:

@@ -18,6 +18,7 @@ from foundation.faults import Fault
 from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
 from foundation.storage.connection import Connection
+from foundation.storage.statement import Statement
 from pki.books import Books, Work
 from pki.tables import answers, certificates
 
@@ -37,9 +38,9 @@ class Step(StrEnum):
 
 
 # Made once: building a statement costs as much as running it.
-_RESERVE = insert(certificates)
-_KEEP = insert(answers)
-_ISSUED = (
+_RESERVE = Statement(insert(certificates))
+_KEEP = Statement(insert(answers))
+_ISSUED = Statement(
     update(certificates)
     .where(certificates.c.serial == bindparam("reserved"), certificates.c.state == Step.RESERVED.value)
     .values(state=Step.ISSUED.value, certificate=bindparam("der"), issued_at=bindparam("now"))
@@ -168,7 +169,7 @@ async def reserve(work: Work, reserved: Certificate) -> None:
         "issued_at": 0.0,
     }
     try:
-        await work.connection.execute(_RESERVE, row)
+        await work.connection.run(_RESERVE, row)
     except IntegrityError:
         raise Fault(Reason.SERIAL_CONFLICT, field="serial") from None
 
@@ -176,7 +177,7 @@ async def reserve(work: Work, reserved: Certificate) -> None:
 async def mark_issued(work: Work, serial: str, certificate: bytes) -> None:
     """RESERVED → ISSUED. Raises `Fault(CONFLICT)` when it was abandoned in between."""
     row = {"reserved": serial, "der": certificate, "now": work.now}
-    if (await work.connection.execute(_ISSUED, row)).rowcount != 1:
+    if (await work.connection.run(_ISSUED, row)).rowcount != 1:
         raise Fault(Reason.CONFLICT, "the reservation was given up; begin again", field="serial")
 
 
@@ -195,6 +196,6 @@ async def keep_answer(work: Work, answer_key: bytes, body: bytes, expires_at: in
         raise Fault(Reason.MESSAGE_TOO_LARGE, "an answer is kept by a SHA-256, at most 64 KiB of it")
     try:
         row = {"answer_key": answer_key, "body": body, "expires_at": expires_at}
-        await work.connection.execute(_KEEP, row)
+        await work.connection.run(_KEEP, row)
     except IntegrityError:
         raise Fault(Reason.CONFLICT, "this message was answered already", field="answer_key") from None

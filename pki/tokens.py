@@ -15,12 +15,13 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, bindparam, func, insert, or_, select, update
+from sqlalchemy import bindparam, func, insert, or_, select, update
 
 from foundation.faults import Fault
 from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
 from foundation.storage.connection import Connection
+from foundation.storage.statement import Statement
 from foundation.wire.enrolment import Token
 from pki.books import Books, Work
 from pki.entries import Expected, check_enrollable
@@ -32,18 +33,22 @@ MAX_TTL = 30 * 24 * 3600.0
 _NOBODY = hashlib.sha256(b"").digest()
 
 # Made once: building a statement costs as much as running it.
-_ONE = (
+_ONE = Statement(
     select(tokens, certificates.c.state, certificates.c.reserved_at)
     .select_from(tokens.outerjoin(certificates, tokens.c.spent_on == certificates.c.serial))
     .where(tokens.c.token_id == bindparam("wanted"))
 )
-_BIND = update(tokens).where(
-    tokens.c.token_id == bindparam("wanted"),
-    or_(tokens.c.bound_to.is_(None), tokens.c.bound_to == bindparam("binding")),
+_BIND = Statement(
+    update(tokens).where(
+        tokens.c.token_id == bindparam("wanted"),
+        or_(tokens.c.bound_to.is_(None), tokens.c.bound_to == bindparam("binding")),
+    )
 )
-_SPEND = update(tokens).where(
-    tokens.c.token_id == bindparam("wanted"),
-    func.coalesce(tokens.c.spent_on, "") == bindparam("before"),
+_SPEND = Statement(
+    update(tokens).where(
+        tokens.c.token_id == bindparam("wanted"),
+        func.coalesce(tokens.c.spent_on, "") == bindparam("before"),
+    )
 )
 
 
@@ -116,7 +121,7 @@ class Tokens:
             if row.bound_to is None:
                 work.tell("token.bound", str(use.identity), use.identity, binding=binding.hex())
             swap = {"wanted": use.token_id, "binding": binding, "bound_to": binding}
-            if (await work.connection.execute(_BIND, swap)).rowcount != 1:
+            if (await work.connection.run(_BIND, swap)).rowcount != 1:
                 raise Fault(Reason.TOKEN_BOUND_ELSEWHERE, field="token")
         return TokenUse(use.token_id, use.identity, use.expires_at, binding)
 
@@ -146,7 +151,7 @@ async def spend_token(work: Work, use: TokenUse, serial: str) -> None:
     if row.spent_on is not None:
         await mark_abandoned(work, row.spent_on)  # its process is gone; if not, it finds out when it records
     swap = {"wanted": use.token_id, "before": row.spent_on or "", "spent_on": serial}
-    if (await work.connection.execute(_SPEND, swap)).rowcount != 1:
+    if (await work.connection.run(_SPEND, swap)).rowcount != 1:
         raise Fault(Reason.TOKEN_USED, field="token")
 
 
@@ -161,28 +166,28 @@ async def void_tokens(work: Work, actor: str, identity: SpiffeId | None = None) 
     return count
 
 
-def _check_usable(row: Row[Any], now: float) -> None:
+def _check_usable(row: Any, now: float) -> None:
     if row.voided or (row.spent_on is not None and not _came_to_nothing(row, now)):
         raise Fault(Reason.TOKEN_USED, field="token")
     if row.expires_at <= now:
         raise Fault(Reason.TOKEN_EXPIRED, field="token")
 
 
-def _came_to_nothing(row: Row[Any], now: float) -> bool:
+def _came_to_nothing(row: Any, now: float) -> bool:
     late = row.reserved_at is not None and row.reserved_at < now - RESERVATION_SECONDS
     return row.state == Step.ABANDONED.value or (row.state == Step.RESERVED.value and late)
 
 
-async def _read(connection: Connection, token_id: bytes) -> Row[Any] | None:
-    """The token's row with `state` and `reserved_at` of the certificate it was spent on."""
-    return (await connection.execute(_ONE, {"wanted": token_id})).first()
+async def _read(connection: Connection, token_id: bytes) -> Any:
+    """The token's row with `state` and `reserved_at` of the certificate it was spent on; None where there is none."""
+    return (await connection.run(_ONE, {"wanted": token_id})).first()
 
 
-def _use(row: Row[Any]) -> TokenUse:
+def _use(row: Any) -> TokenUse:
     return TokenUse(row.token_id, SpiffeId.parse(row.identity), row.expires_at, row.bound_to or b"")
 
 
-def _record(row: Row[Any], now: float) -> TokenRecord:
+def _record(row: Any, now: float) -> TokenRecord:
     states = ((row.voided, "voided"), (row.spent_on is not None, "spent"), (row.expires_at <= now, "expired"))
     state = next((name for holds, name in states if holds), "bound" if row.bound_to else "open")
     identity = SpiffeId.parse(row.identity)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection as SyncConnection
 from sqlalchemy import CursorResult, Executable
 
+from foundation.storage.statement import Rows, Statement
+
 _T = TypeVar("_T")
 
 
 class Connection(Protocol):
-    """One transaction's. `sqlalchemy.ext.asyncio.AsyncConnection` is one."""
+    """One transaction's."""
+
+    async def run(self, statement: Statement, parameters: Mapping[str, Any], /) -> Rows:
+        """The result of a statement that was made once: the quick way."""
+        ...
 
     async def execute(self, statement: Executable, parameters: Any = None, /) -> CursorResult[Any]:
         """The result, all of its rows read. `parameters` are a mapping, or a list of them."""

@@ -15,19 +15,21 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, CursorResult, Engine, Executable, NullPool, create_engine, event
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from foundation.faults import Fault
 from foundation.files import SECRET_MODE, check_secret_mode, make_private_folder
 from foundation.reasons import Reason
 from foundation.storage.settings import StorageSettings
+from foundation.storage.statement import Rows, Statement
 
 _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF")
 _T = TypeVar("_T")
@@ -150,7 +152,16 @@ class SqliteConnection:
 
     def __init__(self, connection: Connection, apart: Callable[[Callable[[], Any]], Any]) -> None:
         self._connection = connection
+        self._driver = _driver(connection)
         self._apart = apart
+
+    async def run(self, statement: Statement, parameters: Mapping[str, Any], /) -> Rows:
+        plain = statement.plain(tuple(parameters), self._connection.dialect)
+        try:
+            cursor = self._driver.execute(plain.text, plain.values(parameters))
+            return Rows(plain.rows(cursor.fetchall()), cursor.rowcount)
+        except sqlite3.IntegrityError as error:
+            raise IntegrityError(plain.text, None, error) from error  # as `execute` does; without the values
 
     async def execute(self, statement: Executable, parameters: Any = None, /) -> CursorResult[Any]:
         return self._connection.execute(statement, parameters)
