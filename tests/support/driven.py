@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,16 +211,21 @@ class DrivenGateway:
         return outcome
 
     async def _settle(self, transport: InMemoryTransport) -> None:
-        """Until nothing moves any more."""
-        quiet, before = 0, None
-        for _ in range(_MOST_TURNS):
-            await asyncio.sleep(0)
-            now = (len(transport.written), transport.ended, self._upstream.taken, len(self._plane.recorded.entries))
-            quiet = quiet + 1 if now == before else 0
-            before = now
-            if quiet >= _QUIET_TURNS:
-                return
-        raise AssertionError("the gateway does not come to rest")
+        upstream, entries = self._upstream, self._plane.recorded.entries
+        await settle(lambda: (len(transport.written), transport.ended, upstream.taken, len(entries)))
+
+
+async def settle(seen: Callable[[], object]) -> None:
+    """Until nothing moves any more, as far as it can be `seen`."""
+    quiet, before = 0, seen()
+    for _ in range(_MOST_TURNS):
+        await asyncio.sleep(0)
+        now = seen()
+        quiet = quiet + 1 if now == before else 0
+        before = now
+        if quiet >= _QUIET_TURNS:
+            return
+    raise AssertionError("the gateway does not come to rest")
 
 
 @contextlib.asynccontextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 HOST = b"control.example"
 INNER = b"GET /smuggled HTTP/1.1\r\nHost: control.example\r\n\r\n"
@@ -106,19 +106,21 @@ LINES = [
 ]
 
 Chance = random.Random
+_JOIN = 0.12  # how often two messages are joined
 Change = Callable[[Chance, bytes], bytes]
 
 
-def mutants(seed: int) -> Iterator[bytes]:
-    """Broken requests without end; the same ones for the same `seed`."""
+def mutants(seed: int, seeds: Sequence[bytes] = SEEDS) -> Iterator[bytes]:
+    """Broken messages without end; the same ones for the same `seed`."""
     chance = random.Random(seed)
     while True:
-        yield mutate(chance)
+        yield _mutate(chance, seeds)
 
 
-def mutate(chance: Chance) -> bytes:
-    """One mutant."""
-    raw = chance.choice(SEEDS)
+def _mutate(chance: Chance, seeds: Sequence[bytes]) -> bytes:
+    raw = chance.choice(seeds)
+    if chance.random() < _JOIN:
+        raw += chance.choice(seeds)
     for _ in range(chance.choice((1, 1, 1, 2, 2, 3, 5))):
         raw = chance.choice(_CHANGES)(chance, raw)
     return raw[:8192]
@@ -203,15 +205,11 @@ def _ends(chance: Chance, raw: bytes) -> bytes:
     return raw.replace(b"\r\n", other) if chance.random() < 0.2 else raw.replace(b"\r\n", other, 1)
 
 
-def _join(chance: Chance, raw: bytes) -> bytes:
-    return raw + chance.choice(SEEDS)
-
-
 def _cut(chance: Chance, raw: bytes) -> bytes:
     return raw[: _place(chance, raw)]
 
 
 _CHANGES: tuple[Change, ...] = (
     *(_insert, _insert, _replace, _replace, _remove, _line, _line, _line),
-    *(_shuffle, _number, _number, _case, _ends, _join, _cut),
+    *(_shuffle, _number, _number, _case, _ends, _cut),
 )
