@@ -49,6 +49,7 @@ from gateway.api.authorise import PolicyAuthorizer
 from gateway.api.explaining import Explainer
 from gateway.api.operators import OperatorsApi
 from gateway.api.settings import ApiSettings
+from gateway.api.upstreams import UpstreamsApi
 from gateway.configuration import Configuration, Role, SystemSettings
 from gateway.control import Configure
 from gateway.directory import SnapshotDirectory
@@ -60,6 +61,7 @@ from gateway.identity import Certificates, Renewal
 from gateway.keep import KeptFacts, read_facts
 from gateway.metrics import ProcessMetrics
 from gateway.plane import MASK_KEY, PlaneSettings
+from gateway.proxy.assertion import published_keys
 from gateway.records import recording
 from gateway.scrape import Scrape
 from gateway.shelf import RevisionShelf
@@ -195,6 +197,7 @@ class _GatewayParts:
     workers: Supervisor
     authorizer: PolicyAuthorizer
     operators: OperatorsApi
+    upstreams: UpstreamsApi
     shelf: RevisionShelf
 
 
@@ -319,6 +322,7 @@ class Orchestrator:
                 base.time,
                 lambda: _waits_for(store, follower),
             ),
+            UpstreamsApi(workers.ask, lambda: published_keys(state)),
             shelf,
         )
 
@@ -375,7 +379,7 @@ class Orchestrator:
     async def _listen(self, stack: AsyncExitStack, base: _Base, source: _Source, gateway: _GatewayParts) -> None:
         settings, certificates = self._settings, source.certificates
         domain = settings.system.trust_domain
-        routes = [*source.routes, *gateway.operators.routes()]
+        routes = [*source.routes, *gateway.operators.routes(), *gateway.upstreams.routes()]
         bearer = BearerVerifier(settings.api.issuers) if settings.api.issuers else None
         directory = source.directory or SnapshotDirectory(gateway.store)
         callers = CertificateCallers(domain, directory, base.time, bearer)

@@ -30,6 +30,7 @@ from gateway.records import recording_cuts
 from gateway.snapshot import SnapshotStore
 from gateway.streams.registry import Registry
 from gateway.streams.timing import CutTimes, StreamSettings
+from gateway.upstreams.telling import PoolMetrics
 from gateway.upstreams.trust import UpstreamTrust
 from policies.settings import PolicySettings
 
@@ -152,6 +153,7 @@ def build_plane(
     metrics.watch(store, registry)
     path = settings.access.path
     access = None if path is None else AccessLog(path, settings.access, time, metrics.unlogged)
+    PoolMetrics(telemetry.registry, upstreams.overview)
     services = ConnectionServices(
         settings.listener,
         settings.system.trust_domain,

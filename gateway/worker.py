@@ -66,6 +66,7 @@ from gateway.merging import dump
 from gateway.metrics import GatewayMetrics
 from gateway.plane import MASK_KEY, Plane, PlaneSettings, build_plane
 from gateway.snapshot import PolicyPart
+from gateway.upstreams.telling import encode
 from policies.lifecycle.signing import parse_verifying_key
 
 LEAST_SEGMENT_BYTES = 64 << 10
@@ -224,6 +225,7 @@ class Duties:
         self._questions: dict[str, Callable[[bytes], bytes]] = {
             "metrics": lambda _: dump(plane.telemetry.registry),
             "note": lambda _: plane.cuts.note().encode(),
+            "upstreams": lambda _: encode(plane.upstreams.overview()),
             "open": lambda _: b"%d %d" % (plane.registry.open_count, plane.registry.cut_count),
         }
 

@@ -35,6 +35,7 @@ class ClientConnection(asyncio.Protocol):
         "caller",
         "due",
         "services",
+        "source",
     )
 
     caller: Caller
@@ -46,6 +47,7 @@ class ClientConnection(asyncio.Protocol):
         self._siblings = siblings
         self._transport: asyncio.Transport | None = None
         self._paused = False
+        self.source: tuple[str, int] | None = None  # where it comes from, as far as that is known
         self._full_until = NEVER  # the client must have read on by then
         self._registered = False
         self.due = NEVER
@@ -184,8 +186,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _identify(self, transport: asyncio.Transport) -> None:
         peer = identify(peer_certificate(transport), self.services.trust_domain)
-        name = transport.get_extra_info("peername")
-        self.caller = Caller.of(peer, (str(name[0]), int(name[1])) if isinstance(name, tuple) else None)
+        self.caller = Caller.of(peer, self.source)
 
     def _admit(self) -> None:
         registry, most = self.services.registry, self.services.settings.connections_per_identity

@@ -258,7 +258,7 @@ class HttpExchange:
             return False
         if failure is not Failure.STALE:
             self._repeats = self._repeats or Repeats()
-            return self._repeats.begin(at)
+            return self._repeats.begin(failure, at)
         # The upstream had closed an idle connection: as far as can be told this was no try at all. Once.
         once, self._retried = not self._retried, True
         return once

@@ -6,6 +6,7 @@ Laws held here:
   that strangers who hang cannot keep others out;
 - handshakes are bounded for each source address before the first byte of TLS;
 - what all connections together hold in buffers is bounded;
+- who forwards others' connections is named in the settings, and says of each whose it is (`forwarders`);
 - sockets are accepted by us, so that a new certificate or CA is in force with the next connection.
 """
 
@@ -20,9 +21,11 @@ import ssl
 from collections.abc import Callable, Container
 from typing import cast
 
+from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.tls import HTTP_2
 from gateway.proxy.connection import ClientConnection
+from gateway.proxy.forwarders import Forwarders, Source, read_source
 from gateway.proxy.http1_connection import Http1Connection
 from gateway.proxy.http2_connection import Http2Connection
 from gateway.proxy.memory import over_budget
@@ -40,14 +43,16 @@ class Arrival(asyncio.Protocol):
     """A connection whose client has proven its certificate: from here on it is the protocol's that ALPN agreed on
     (RFC 7301). HTTP/2 by prior knowledge or by Upgrade there is none."""
 
-    def __init__(self, services: ConnectionServices, siblings: set[ClientConnection]) -> None:
+    def __init__(self, services: ConnectionServices, siblings: set[ClientConnection], source: Source) -> None:
         self._services = services
         self._siblings = siblings
+        self._source = source
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         agreed = transport.get_extra_info("ssl_object").selected_alpn_protocol()
         kind = Http2Connection if agreed == HTTP_2 else Http1Connection
         connection = kind(self._services, self._siblings)
+        connection.source = self._source
         cast(asyncio.Transport, transport).set_protocol(connection)
         connection.connection_made(transport)
 
@@ -59,6 +64,7 @@ class Listener:
         self._context = context
         self._services = services
         self._settings = services.settings
+        self._forwarders = Forwarders(services.settings.proxy_protocol_from)
         self._listening: dict[int, socket.socket] = {}  # by descriptor
         self._handshakes: dict[asyncio.Task[None], None] = {}  # in the order of their coming
         self._connections: set[ClientConnection] = set()
@@ -127,7 +133,7 @@ class Listener:
             except OSError as error:
                 self._rest(listening, error)
                 return
-            self._welcome(accepted, address[0])
+            self._welcome(accepted, address[:2])
 
     def _rest(self, listening: socket.socket, error: OSError) -> None:
         """Out of descriptors or memory: the queue keeps whom we cannot take, and we come back."""
@@ -143,9 +149,10 @@ class Listener:
 
         loop.call_later(SWEEP_SECONDS, again)
 
-    def _welcome(self, accepted: socket.socket, address: str) -> None:
-        if not self._services.sources.admits(address, self._services.clock.monotonic()):
-            self._services.metrics.refused_connection(Reason.SOURCE_RATE_LIMITED)
+    def _welcome(self, accepted: socket.socket, source: Source) -> None:
+        refused = self._unwelcome(source)
+        if refused is not None:
+            self._services.metrics.refused_connection(refused)
             accepted.close()
             return
         if len(self._connections) + len(self._handshakes) >= self._settings.connections:
@@ -159,22 +166,38 @@ class Listener:
             self._services.metrics.refused_connection(Reason.OVERLOADED)
         accepted.setblocking(False)
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        task = asyncio.get_running_loop().create_task(self._shake(accepted))
+        task = asyncio.get_running_loop().create_task(self._shake(accepted, source))
         self._handshakes[task] = None
         task.add_done_callback(lambda done: self._handshakes.pop(done, None))
 
-    async def _shake(self, accepted: socket.socket) -> None:
+    def _unwelcome(self, source: Source) -> Reason | None:
+        """Why no byte is read of a connection from there."""
+        if self._forwarders:
+            return None if self._forwarders.believe(source[0]) else Reason.PROXY_HEADER_INVALID
+        return self._too_often(source)
+
+    def _too_often(self, source: Source) -> Reason | None:
+        admitted = self._services.sources.admits(source[0], self._services.clock.monotonic())
+        return None if admitted else Reason.SOURCE_RATE_LIMITED
+
+    async def _shake(self, accepted: socket.socket, source: Source) -> None:
         """The handshake; `Arrival.connection_made` is called when the certificate is proven."""
         span, failed = self._services.spans("handshake", None), "cancelled"
         try:
+            if self._forwarders:
+                source = await self._forwarded_from(accepted, source)
             await asyncio.get_running_loop().connect_accepted_socket(
-                self._connection,
+                lambda: self._arrival(source),
                 accepted,
                 ssl=self._context(),
                 ssl_handshake_timeout=self._settings.handshake_timeout,
                 ssl_shutdown_timeout=self._settings.linger_timeout,
             )
             failed = ""
+        except Fault as fault:
+            failed = fault.reason.code
+            self._services.metrics.refused_connection(fault.reason)
+            accepted.close()
         except (OSError, TimeoutError) as error:
             _LOG.debug("a handshake failed: %s", error)
             self._services.metrics.refused_connection(Reason.CLIENT_CERTIFICATE_INVALID)
@@ -186,8 +209,19 @@ class Listener:
         finally:
             span.end(failed)
 
-    def _connection(self) -> Arrival:
-        return Arrival(self._services, self._connections)
+    def _arrival(self, source: Source) -> Arrival:
+        return Arrival(self._services, self._connections, source)
+
+    async def _forwarded_from(self, accepted: socket.socket, forwarder: Source) -> Source:
+        """Where a forwarded connection comes from, and is counted. Raises `Fault`, `OSError`, `TimeoutError`."""
+        async with asyncio.timeout(self._settings.handshake_timeout):
+            source = await read_source(accepted)
+        if source is None:
+            return forwarder
+        too_often = self._too_often(source)
+        if too_often is not None:
+            raise Fault(too_often)
+        return source
 
     async def _sweep(self) -> None:
         """Ends what is late, and sees by how much this loop is late itself. One timer for all, so that a request costs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -40,6 +41,8 @@ class GatewayListenerSettings:
     connection_memory, memory: what one connection (of HTTP/2: one for each of its streams), and all of a worker's
     together, may hold in buffers.
     body_bytes: a request's body, whatever its route allows.
+    proxy_protocol_from: networks of load balancers that forward connections to us; with any, every connection must come
+    from one of them and begin with a PROXY v2 header.
     linger_*: what is still read, and dropped, behind a refusal, so that the client gets to read it.
     """
 
@@ -65,6 +68,7 @@ class GatewayListenerSettings:
     body_bytes: int = 64 << 30
     connection_memory: int = 2 << 20
     memory: int = 1 << 30
+    proxy_protocol_from: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, fields: Fields) -> GatewayListenerSettings:
@@ -91,6 +95,7 @@ class GatewayListenerSettings:
             body_bytes=fields.size("body_bytes", "64GiB"),
             connection_memory=fields.size("connection_memory", "2MiB"),
             memory=fields.size("memory", "1GiB"),
+            proxy_protocol_from=networks(fields, "proxy_protocol_from"),
         )
         fields.finish()
         return settings
@@ -98,6 +103,17 @@ class GatewayListenerSettings:
     @property
     def limits(self) -> Limits:
         return Limits(self.head_bytes, self.fields, self.target_bytes)
+
+
+def networks(fields: Fields, name: str) -> tuple[str, ...]:
+    """The list of IP networks in the field `name`. Raises `Fault`."""
+    found = fields.texts(name, (), most=64)
+    for each in found:
+        try:
+            ipaddress.ip_network(each)
+        except ValueError:
+            raise fields.fault(name, f"{each[:64]!r} is not a network such as 10.0.0.0/8") from None
+    return found
 
 
 class ProxyMetrics(Protocol):

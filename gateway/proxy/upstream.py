@@ -184,7 +184,7 @@ class Upstreams:
                 connection.abort()
         self._resolver.close()
 
-    def overview(self) -> list[dict[str, object]]:
+    def overview(self) -> list[dict[str, Any]]:
         """What an operator may know of the pools."""
         return overview(self._pools.values())
 

@@ -3,7 +3,8 @@
 Laws held here:
 - nothing is repeated that may have had an effect: either no byte of it was written, or it is a GET or HEAD without a
   body, of whose answer nothing was passed on;
-- repeats under way are bounded by the exchanges under way, so that a failing upstream is not hit harder for failing.
+- repeats under way are bounded by the exchanges under way, so that a failing upstream is not hit harder for failing. A
+  request that reached no upstream hit none: that it goes on to another address is bounded by its tries alone.
 """
 
 from __future__ import annotations
@@ -33,6 +34,6 @@ def is_repeatable(failure: Failure, *, safe: bool, retry_503: bool) -> bool:
     return safe and failure is not Failure.FINAL
 
 
-def has_budget(retrying: int, active: int, retries: Retries) -> bool:
-    """Whether one more repeat may begin when `retrying` are under way among `active` exchanges."""
-    return retrying < max(retries.least, active * retries.percent // 100)
+def has_budget(failure: Failure, retrying: int, active: int, retries: Retries) -> bool:
+    """Whether one more repeat may begin after `failure`, when `retrying` are under way among `active` exchanges."""
+    return failure is Failure.UNREACHED or retrying < max(retries.least, active * retries.percent // 100)

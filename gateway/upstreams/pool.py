@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from foundation.clock import Clock
 from foundation.faults import Fault
@@ -21,7 +21,7 @@ from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
 from gateway.upstreams.balance import least_loaded, slow_start_weight
 from gateway.upstreams.breaker import why_open
-from gateway.upstreams.budget import has_budget
+from gateway.upstreams.budget import Failure, has_budget
 from gateway.upstreams.health import UNCHECKED, Health, after
 from gateway.upstreams.outlier import Shown, ejection_seconds, may_eject, verdict
 from policies.upstreams import Address, Destination, HealthCheck, Pool
@@ -406,7 +406,8 @@ class LivePool:
 
 
 class Repeats:
-    """How often one exchange was sent again. From the first time until `end` it counts in its pool's budget."""
+    """How often one exchange was sent again. Once it has reached an upstream it counts in its pool's budget, until
+    `end`."""
 
     __slots__ = ("_pool", "failed")
 
@@ -414,18 +415,19 @@ class Repeats:
         self._pool: LivePool | None = None
         self.failed: list[Endpoint] = []
 
-    def begin(self, at: Endpoint) -> bool:
+    def begin(self, failure: Failure, at: Endpoint) -> bool:
         """Whether the exchange, which failed at this address, may be sent once more."""
         pool = at.pool
         retries = pool.value.retries
         if len(self.failed) >= retries.tries:
             return False
         if self._pool is None:
-            if not has_budget(pool.retrying, pool.active + pool.pending, retries):
+            if not has_budget(failure, pool.retrying, pool.active + pool.pending, retries):
                 pool.counted["retries_refused"] += 1
                 return False
-            self._pool = pool
-            pool.retrying += 1
+            if failure is not Failure.UNREACHED:
+                self._pool = pool
+                pool.retrying += 1
         self.failed.append(at)
         pool.counted["retries"] += 1
         return True
@@ -442,12 +444,13 @@ def _connections_of(pool: Pool) -> object:
     return (pool.dns, pool.tls, pool.proxy_protocol, pool.per_identity)
 
 
-def overview(pools: Iterable[LivePool]) -> list[dict[str, object]]:
+def overview(pools: Iterable[LivePool]) -> list[dict[str, Any]]:
     """What an operator may know of the pools: their addresses, their state and why it is so."""
     return [
         {
             "pool": pool.value.name,
             "panicking": pool.panicking,
+            "lookup_failure": pool.lookup_failure.code if pool.lookup_failure else "",
             "pending": pool.pending,
             "retrying": pool.retrying,
             **pool.counted,
@@ -457,7 +460,7 @@ def overview(pools: Iterable[LivePool]) -> list[dict[str, object]]:
     ]
 
 
-def _about(endpoint: Endpoint, now: float) -> dict[str, object]:
+def _about(endpoint: Endpoint, now: float) -> dict[str, Any]:
     return {
         "address": str(endpoint.address),
         "name": endpoint.name,

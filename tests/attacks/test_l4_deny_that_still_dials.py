@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 
 from foundation.identity import Revocation, SnapshotNumbers
+from gateway.proxy.route import RouteTable
 from gateway.proxy.upstream import Upstreams, UpstreamSettings
+from gateway.snapshot import PolicyPart
+from gateway.upstreams.pool import LivePool
+from gateway.upstreams.probe import Probe, probes_of
 from policies.model import Denial
-from policies.upstreams import Address
+from policies.upstreams import Address, HealthCheck, Pool
 from tests.fakes.clock import ManualClock
-from tests.fakes.trust import DENY, spiffe
+from tests.fakes.trust import DENY, FakeEngine, spiffe
 from tests.support.gateway import DataPlane, RawUpstream, gateway_to, request_bytes, route
 
 
@@ -73,3 +77,20 @@ async def test_the_dialler_takes_nothing_but_a_permit() -> None:
     denial = Denial("d-1", None, DENY.reasons, SnapshotNumbers(1, 0, 0, 0))
     with pytest.raises(TypeError):
         upstreams.open(denial, route(Address("127.0.0.1", 1)), None)  # type: ignore[arg-type]
+
+
+async def test_a_health_check_is_dialled_by_a_probe_of_the_enforced_revision_alone() -> None:
+    check = HealthCheck("/healthz")
+    pool = Pool("api", (Address("127.0.0.1", 1),), health=check)
+    with pytest.raises(TypeError):
+        Probe(object(), pool, check)
+    upstreams = Upstreams(UpstreamSettings(), ManualClock())
+    live = LivePool(pool, UpstreamSettings(), ManualClock())
+    (endpoint,) = live.endpoints.values()
+    with pytest.raises(TypeError):
+        await upstreams._connect(live, endpoint, None, pool, 1.0, None)  # type: ignore[arg-type]
+    routes = RouteTable((route(Address("127.0.0.1", 1), pool={"health": check}),))
+    (probe,) = probes_of(PolicyPart(1, "", FakeEngine(), routes)).values()
+    assert probe.request("127.0.0.1") == (
+        b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nuser-agent: sallyport-health\r\nconnection: close\r\n\r\n"
+    )

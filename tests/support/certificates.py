@@ -47,6 +47,11 @@ class SmallAuthority:
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(spiffe_id), *map(x509.DNSName, hosts)]
         return self._leaf(name, names, ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
 
+    def services(self, name: str, *spiffe_ids: str) -> KeyPair:
+        """A certificate with as many SPIFFE IDs, which none should have."""
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(each) for each in spiffe_ids]
+        return self._leaf(name, names, ExtendedKeyUsageOID.SERVER_AUTH)
+
     def server(self, name: str = "server", *hosts: str) -> KeyPair:
         """A server certificate for `hosts` (DNS names; `localhost` when none is named)."""
         names = [x509.DNSName(host) for host in hosts or ("localhost",)]

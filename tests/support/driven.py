@@ -195,7 +195,7 @@ class DrivenGateway:
         upstream.messages.clear()
         upstream.rest = b""
         transport = InMemoryTransport(self._certificate, agreed)
-        plane.listener._connection().connection_made(transport)
+        plane.listener._arrival(("127.0.0.1", 1)).connection_made(transport)
         connection = transport.get_protocol()
         assert isinstance(connection, asyncio.Protocol)
         for piece in pieces:

@@ -161,7 +161,7 @@ async def test_of_those_who_come_together_the_last_do_not_wait_for_all(tmp_path:
         certificate = client_certificate(plane)
         for number in range(48):
             transport = InMemoryTransport(certificate, None)
-            plane.listener._connection().connection_made(transport)
+            plane.listener._arrival(("127.0.0.1", 1)).connection_made(transport)
             cast(asyncio.Protocol, transport.get_protocol()).data_received(
                 request_bytes("GET", f"/{FROM_LOW[number % 4].value}")
             )

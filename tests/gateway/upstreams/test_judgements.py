@@ -140,9 +140,15 @@ def test_what_may_have_had_an_effect_is_never_repeated(failure: Failure, safe: b
         assert not repeatable
 
 
-@given(st.integers(0, 10_000), st.integers(0, 10_000), st.integers(0, 100), st.integers(0, 100))
-def test_repeats_stay_within_their_budget(retrying: int, active: int, percent: int, least: int) -> None:
-    if has_budget(retrying, active, Retries(percent=percent, least=least)):
+@given(
+    st.sampled_from(Failure), st.integers(0, 10_000), st.integers(0, 10_000), st.integers(0, 100), st.integers(0, 100)
+)
+def test_repeats_stay_within_their_budget(
+    failure: Failure, retrying: int, active: int, percent: int, least: int
+) -> None:
+    if failure is Failure.UNREACHED:
+        assert has_budget(failure, retrying, active, Retries(percent=percent, least=least))
+    elif has_budget(failure, retrying, active, Retries(percent=percent, least=least)):
         assert retrying + 1 <= max(least, active * percent / 100)
     elif retrying < least:
         raise AssertionError("the least is always allowed")
