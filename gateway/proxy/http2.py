@@ -14,8 +14,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from hpack import HeaderTuple, NeverIndexedHeaderTuple
-
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from gateway.proxy.headers import Field
@@ -33,7 +31,6 @@ _VISIBLE = bytes(range(0x21, 0x7F))
 _PLAIN = bytes([9, *range(0x20, 0x7F), *range(0x80, 0x100)])
 _LOOSE = re.compile(rb"\n[ \t]|[ \t]\n")
 _BODILESS = frozenset({204, 304})
-_SECRET = frozenset({b"set-cookie", b"authorization", b"www-authenticate"})
 
 
 def as_http1(fields: Iterable[Field], *, ended: bool, websocket_key: bytes = b"") -> bytes:
@@ -162,12 +159,8 @@ def _status(status: int) -> Field:
 
 
 def _lower(head: ResponseHead) -> list[Field]:
-    return [
-        NeverIndexedHeaderTuple(lower, value) if lower in _SECRET else HeaderTuple(lower, value)
-        for lower, value in [(name.lower(), value) for name, value in head.fields]
-    ]
+    return [(name.lower(), value) for name, value in head.fields]
 
 
 def _decision(decision: str) -> Field:
-    """Never the same again: not a thing to remember in the table of header fields (RFC 7541 §7.1.3)."""
-    return NeverIndexedHeaderTuple(b"x-sallyport-decision", decision.encode("ascii"))
+    return b"x-sallyport-decision", decision.encode("ascii")

@@ -45,11 +45,12 @@ from gateway.proxy.headers import Field
 from gateway.proxy.http1 import RequestHead
 from gateway.proxy.http2 import as_http1, check_trailers
 from gateway.proxy.http2_budget import MAX_FRAME_BYTES, Budget, Flood, Overrun
+from gateway.proxy.http2_encode import PlainEncoder
 from gateway.proxy.http2_stream import Http2Stream
 from gateway.proxy.refusal import Refusal
 from gateway.proxy.services import ConnectionServices
 
-_HEADER_TABLE_BYTES = 4096  # of each direction's compression (RFC 7541 §4.2), whatever the client would allow
+_HEADER_TABLE_BYTES = 4096  # what clients may have us remember of their fields (RFC 7541 §4.2)
 _FIELD_OVERHEAD = 32  # what a field counts beside its bytes (RFC 9113 §6.5.2)
 _FIRST_WINDOW = 65_535  # of a connection (§6.9.2)
 _ALL_STREAMS = (1 << 31) - 1
@@ -83,6 +84,7 @@ class _Protocol(H2Connection):
 
     def __init__(self) -> None:
         super().__init__(_CONFIGURATION)
+        self.encoder = PlainEncoder()
         self.state_machine._transitions = _TRANSITIONS
 
 
@@ -264,7 +266,6 @@ class Http2Connection(ClientConnection):
         if not self._greeted:
             self._greeted = True
             self._idle()
-        self._h2.encoder.header_table_size = min(self._h2.encoder.header_table_size, _HEADER_TABLE_BYTES)
         self._all_ready()
         self._send_ready()
 
