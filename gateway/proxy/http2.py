@@ -38,7 +38,8 @@ def as_http1(fields: Iterable[Field], *, ended: bool, websocket_key: bytes = b""
     for an extended CONNECT (RFC 8441), which HTTP/1.1 asks for with a key (RFC 6455 §4.1); without it there is none.
     Raises `Fault`."""
     pseudo, regular = _parted(fields)
-    _check_bytes(pseudo, regular)
+    _check_pseudo(pseudo)
+    _check_bytes(regular)
     authority, target = pseudo[b":authority"], pseudo[b":path"]
     lines, declared = _lines(regular, authority)
     if b":protocol" in pseudo or pseudo[b":method"] == b"CONNECT":
@@ -61,7 +62,7 @@ def check_trailers(fields: Iterable[Field]) -> None:
     pseudo, regular = _parted(fields)
     if pseudo:
         raise _malformed("a pseudo-header field among the trailers")
-    _check_bytes(pseudo, regular)
+    _check_bytes(regular)
 
 
 def response_fields(head: ResponseHead, decision: str, *, head_only: bool) -> list[Field]:
@@ -102,16 +103,18 @@ def _parted(fields: Iterable[Field]) -> tuple[dict[bytes, bytes], list[Field]]:
     return pseudo, regular
 
 
-def _check_bytes(pseudo: dict[bytes, bytes], regular: list[Field]) -> None:
-    """Nothing of it can end a line, a field or a target."""
+def _check_bytes(regular: list[Field]) -> None:
+    """Nothing of it can end a line or a field."""
     names = [name for name, _ in regular]
     if b"" in names or b"".join(names).translate(None, _TOKEN):
         raise _malformed("a field name is not a token in lower case")
     values = b"\n".join([b"", *[value for _, value in regular], b""])
     if values.translate(None, _PLAIN) != b"\n" * (len(names) + 1) or _LOOSE.search(values):
         raise _malformed("a field value with a control byte, or with white space at an end")
-    if not pseudo:
-        return
+
+
+def _check_pseudo(pseudo: dict[bytes, bytes]) -> None:
+    """They are those of a request, and none can end a line or a target."""
     if pseudo.keys() != (_CONNECT if b":protocol" in pseudo else _REQUEST) or not all(pseudo.values()):
         raise _malformed("expected :method, :scheme, :authority and :path")
     if b"".join(pseudo.values()).translate(None, _VISIBLE):

@@ -28,6 +28,7 @@ _DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _PING, _GOAWA
     range(10)
 )
 _END_STREAM, _END_HEADERS, _PADDED = 0x1, 0x4, 0x8
+_STREAM = (1 << 31) - 1  # a stream's bits beside the one that is reserved
 _LEAST_WINDOW, _MOST_WINDOW = 64 << 10, 64 << 20
 _SETTINGS_COST = 10  # each may touch every stream
 _DATA_EARNS = 2  # WINDOW_UPDATEs that a DATA frame of ours may be answered with: for its stream and for the connection
@@ -172,7 +173,8 @@ class Budget:
         position, size, known = self._left, len(data), self._highest
         while position + _HEADER_BYTES <= size:
             length = int.from_bytes(data[position : position + 3], "big")
-            self._meet(data[position + 3], data[position + 4], length, data[position + 5 : position + 9], known, now)
+            stream = int.from_bytes(data[position + 5 : position + 9], "big") & _STREAM
+            self._meet(data[position + 3], data[position + 4], length, stream, known, now)
             position += _HEADER_BYTES + length
         self._left = max(0, position - size)
         self._part = data[position:]
@@ -191,15 +193,15 @@ class Budget:
         """Whether a header block has begun and has not come whole."""
         return self._block_bytes >= 0 or (self._left > 0 and self._kind in {_HEADERS, _CONTINUATION})
 
-    def _meet(self, kind: int, flags: int, length: int, stream: bytes, known: int, now: float) -> None:
+    def _meet(self, kind: int, flags: int, length: int, stream: int, known: int, now: float) -> None:
         if length > MAX_FRAME_BYTES:
             raise Overrun(Flood.FRAME)
         cost = 0
         self._kind = kind
         if kind == _DATA:
-            cost = self._cost_of_data(flags, length, int.from_bytes(stream, "big"), known)
+            cost = self._cost_of_data(flags, length, stream, known)
         elif kind in {_HEADERS, _CONTINUATION}:
-            cost = self._grow_block(kind, flags, length, int.from_bytes(stream, "big"), known)
+            cost = self._grow_block(kind, flags, length, stream, known)
         elif kind == _RST_STREAM:
             self.reset(now)
         else:

@@ -58,6 +58,8 @@ def test_crumbs_of_a_cookie_are_one_field() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
+        [],
+        [(b"accept", b"*/*")],
         *[without(name) for name, _ in PSEUDO],
         *[[*PSEUDO, field] for field in PSEUDO],
         *[changed(name, b"") for name, _ in PSEUDO],
