@@ -70,6 +70,11 @@ class Reason(Enum):
     ENGINE_TIMEOUT = _Text(
         503, "the policy engine did not answer in time", "simplify the policy or raise its time limit"
     )
+    ENGINE_OVERLOADED = _Text(
+        503,
+        "too many decisions wait for the policy engine",
+        "simplify the policy of the routes that the log calls slow",
+    )
     ENGINE_UNREACHABLE = _Text(503, "the policy server cannot be reached", "check that the OPA server is up")
     ENGINE_ANSWER_INVALID = _Text(
         503, "the policy engine's answer is not a decision", "mend the policy; it must answer by its schema"

@@ -143,7 +143,7 @@ port = {gateway_port}
 # Limits have safe defaults: docs/operations.md. Where a whole site comes from one address, see source_burst there.
 
 [policy]
-engine = "wasm"                 # or "opa": a real OPA server, see [policy.opa]
+engine = "wasm"                 # or "opa": a real OPA server, see [policy.opa]; [policy.slow] bounds slow policies
 
 # One line for each request, beside the decision log. Without a path there is none.
 # [access_log]
@@ -206,7 +206,7 @@ stale_after = "30s"
 expired_after = "1h"
 
 [policy]
-engine = "wasm"                 # or "opa": a real OPA server, see [policy.opa]
+engine = "wasm"                 # or "opa": a real OPA server, see [policy.opa]; [policy.slow] bounds slow policies
 
 # One line for each request, beside the decision log. Without a path there is none.
 # [access_log]

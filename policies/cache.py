@@ -16,7 +16,13 @@ from policies.settings import CacheSettings
 
 # Answers that say nothing of the query.
 ERRORS = frozenset(
-    {Reason.ENGINE_FAILED, Reason.ENGINE_TIMEOUT, Reason.ENGINE_ANSWER_INVALID, Reason.ENGINE_UNREACHABLE}
+    {
+        Reason.ENGINE_FAILED,
+        Reason.ENGINE_TIMEOUT,
+        Reason.ENGINE_OVERLOADED,
+        Reason.ENGINE_ANSWER_INVALID,
+        Reason.ENGINE_UNREACHABLE,
+    }
 )
 _OVERHEAD = 512  # of an entry, in bytes, beside its key and obligations: measured, rounded up
 

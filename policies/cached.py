@@ -1,4 +1,9 @@
-"""An engine that remembers: one evaluation for all who ask the same at one time, and none for who asks it again."""
+"""An engine that remembers: one evaluation for all who ask the same at one time, and none for who asks it again.
+
+Laws held here:
+- who waits for an evaluation waits for its end, not for its leader: a leader that is cancelled hands its flight on;
+- those who wait are bounded: who comes beyond is denied, `ENGINE_OVERLOADED`.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,14 @@ from dataclasses import replace
 from typing import Any
 
 from foundation.decisionlog.masking import Mask
+from foundation.reasons import Reason
 from policies.cache import DecisionCache
 from policies.engine import DECISION_ENTRYPOINT, CompiledPolicy, PolicyEngine
 from policies.frozen import Freezer
 from policies.model import Answer, FrozenInput, Query
 from policies.projector import Projector
+
+MAX_WAITING = 4096  # decisions under way beyond the cache; more are denied
 
 
 class CachedEngine:
@@ -26,6 +34,7 @@ class CachedEngine:
         self._cache = cache
         self._key = Projector(compiled.digest, DECISION_ENTRYPOINT, compiled.reads).key
         self._freeze = Freezer(compiled.reads, mask or Mask.forgetful())
+        self._waiting = 0
         self._flights: dict[bytes, asyncio.Future[Answer | None]] = {}
 
     def peek(self, query: Query) -> Answer | None:
@@ -42,8 +51,25 @@ class CachedEngine:
 
     async def decide(self, query: Query) -> Answer:
         key = self._key(query)
-        if key is None:
-            return self._keep(None, query, await self._engine.decide(query))
+        if self._waiting >= MAX_WAITING:
+            return self._with_input(key, query, Answer(False, (Reason.ENGINE_OVERLOADED,)))
+        self._waiting += 1
+        try:
+            if key is None:
+                return self._keep(None, query, await self._engine.decide(query))
+            return await self._fly(key, query)
+        finally:
+            self._waiting -= 1
+
+    async def explain(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        return await self._engine.explain(asked)
+
+    async def close(self) -> None:
+        self._cache.clear()
+        await self._engine.close()
+
+    async def _fly(self, key: bytes, query: Query) -> Answer:
+        """Along with who asks the same already, or at their head."""
         while True:
             answer = self._cache.get(key, query.now)
             if answer is not None:
@@ -54,13 +80,6 @@ class CachedEngine:
             answer = await asyncio.shield(flight)
             if answer is not None:
                 return answer
-
-    async def explain(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        return await self._engine.explain(asked)
-
-    async def close(self) -> None:
-        self._cache.clear()
-        await self._engine.close()
 
     async def _lead(self, key: bytes, query: Query) -> Answer:
         """Ask the engine for all that wait under `key`. A leader that is cancelled wakes them with None: one of them
@@ -75,8 +94,11 @@ class CachedEngine:
         return answer
 
     def _keep(self, key: bytes | None, query: Query, answer: Answer) -> Answer:
-        """The engine's answer, with what the record keeps of the question: encoded once for all who ask it."""
-        kept = replace(answer, input=FrozenInput(key or b"", self._freeze(query)))
+        kept = self._with_input(key, query, answer)
         if key is not None:
             self._cache.put(key, kept)
         return kept
+
+    def _with_input(self, key: bytes | None, query: Query, answer: Answer) -> Answer:
+        """`answer` with what the record keeps of the question, encoded once for all who ask it."""
+        return replace(answer, input=FrozenInput(key or b"", self._freeze(query)))

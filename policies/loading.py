@@ -9,6 +9,7 @@ from foundation.decisionlog.masking import Mask
 from policies.cache import DecisionCache
 from policies.cached import CachedEngine
 from policies.engine import CompiledPolicy, PolicyEngine
+from policies.paced import PacedEngine
 from policies.settings import PolicySettings
 from policies.wasm import WasmEngine
 
@@ -25,5 +26,5 @@ async def load_engine(
 
         engine = await OpaServerEngine.load(compiled, settings, clock or SystemClock())
     else:
-        engine = await asyncio.to_thread(WasmEngine, compiled, settings)
+        engine = PacedEngine(await asyncio.to_thread(WasmEngine, compiled, settings), settings)
     return CachedEngine(engine, compiled, DecisionCache(settings.cache), mask)

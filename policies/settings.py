@@ -56,6 +56,27 @@ class CacheSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SlowSettings:
+    """What the embedded engine does with decisions that take long. `budget`, in seconds of processor time, is what an
+    evaluation may take on the event loop; a route that is above it is decided in `threads` of their own, before which
+    `waiting` may wait: what is beyond is denied."""
+
+    budget: float = 0.002
+    threads: int = 2
+    waiting: int = 256
+
+    @classmethod
+    def parse(cls, fields: Fields) -> SlowSettings:
+        settings = cls(
+            budget=fields.duration("budget", "2ms"),
+            threads=fields.integer("threads", 2, least=1, most=64),
+            waiting=fields.integer("waiting", 256, least=0, most=65_536),
+        )
+        fields.finish()
+        return settings
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSettings:
     """The OPA server of engine `opa`. It must be ours alone: policy is pushed to it. `token_file` holds its bearer
     token when it asks for one; `ca_file` verifies it when `tls` (the system's roots when empty)."""
@@ -89,6 +110,7 @@ class PolicySettings:
     memory: int = 64 * _MIB
     compile: CompileSettings = field(default_factory=CompileSettings)
     cache: CacheSettings = field(default_factory=CacheSettings)
+    slow: SlowSettings = field(default_factory=SlowSettings)
     server: ServerSettings = field(default_factory=ServerSettings)
 
     @classmethod
@@ -99,6 +121,7 @@ class PolicySettings:
             memory=fields.size("memory", "64MiB"),
             compile=CompileSettings.parse(fields.section("compile", optional=True)),
             cache=CacheSettings.parse(fields.section("cache", optional=True)),
+            slow=SlowSettings.parse(fields.section("slow", optional=True)),
             server=ServerSettings.parse(fields.section("opa", optional=True)),
         )
         if settings.decision_timeout <= 0:

@@ -5,7 +5,8 @@ Laws held here:
 - an evaluation ends by its deadline and stays below its memory bound; either way out is a denial;
 - an instance in which an evaluation did not end well is thrown away.
 
-An evaluation runs in the caller's thread and never waits. One engine belongs to one thread.
+An evaluation runs in the caller's thread and never waits. One engine belongs to one thread; engines made by `another`
+share the code and run beside each other, since Wasm runs without the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -29,49 +30,100 @@ from policies.settings import PolicySettings
 
 MAX_ANSWER_BYTES = 1 << 20
 _PAGE = 65_536
-_TICKS = 4  # per deadline: an evaluation is stopped after its time and at most a quarter more
+_TICK = 0.005  # seconds, at most
+_LOOP_TICKS = 2  # within which an evaluation must end that keeps an event loop waiting
 _LOAD_TIME = 5.0
+_EXPLAIN_TIMES = 10  # an explanation walks through all grants of a route, and nobody's request waits for it
 _FIRST_LOOK = 1024
 # Keys in one order: the order in which Wasm walks through an object depends on it. No escapes: Wasm takes the pair of
 # them that spells U+20000 for U+10000, so that two paths would be one.
 _to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":")).encode
 
 
-class WasmEngine:
-    """Implements `policies.engine.PolicyEngine`. Making one compiles the module, which takes a good part of a second of
-    processor time: do it in a thread. Raises `Fault(ENGINE_FAILED)` when the module cannot be loaded."""
+class LoadedPolicy:
+    """A compiled policy as native code, and the clock that ends its evaluations. Any thread may make instances of it.
+    Raises `Fault(ENGINE_FAILED)` when the module cannot be loaded."""
 
     def __init__(self, compiled: CompiledPolicy, settings: PolicySettings) -> None:
         config = wasmtime.Config()
         config.epoch_interruption = True
         self._engine = wasmtime.Engine(config)
-        self._data = _to_json(compiled.data).encode()
+        self.data = _to_json(compiled.data).encode()
         self._pages = _initial_pages(compiled.wasm), settings.memory // _PAGE
-        self._load_ticks = ceil(_LOAD_TIME * _TICKS / settings.decision_timeout)
-        self._closed = False  # a closed engine has no ticker, so nothing would end an evaluation
-        self._ticker = _Ticker(self._engine, settings.decision_timeout / _TICKS)
+        interval = min(_TICK, settings.decision_timeout / 4)
+        self.ticks = ceil(settings.decision_timeout / interval) + 1
+        self._load_ticks = ceil(_LOAD_TIME / interval)
+        self.ticker = Ticker(self._engine, interval)
         try:
             self._module = wasmtime.Module(self._engine, compiled.wasm)
-            self._instance: _Instance | None = self._instantiate()
         except Exception as error:
-            self._ticker.stop()
+            self.close()
             raise Fault(Reason.ENGINE_FAILED, "the compiled policy cannot be loaded", internal=str(error)) from error
+
+    def instance(self) -> _Instance:
+        """A new instance, with the data on its heap. Raises whatever wasmtime does."""
+        store = wasmtime.Store(self._engine)
+        store.set_limits(memory_size=self._pages[1] * _PAGE, instances=1, memories=1, tables=1)
+        store.set_epoch_deadline(self._load_ticks)
+        try:
+            self.ticker.begin(store)
+            return _Instance(store, self._module, wasmtime.Limits(*self._pages), self.data)
+        except BaseException:
+            store.close()
+            raise
+        finally:
+            self.ticker.end(store)
+
+    def close(self) -> None:
+        """No evaluation may be under way."""
+        self.ticker.stop()
+        self._engine.close()
+
+
+class WasmEngine:
+    """Implements `policies.engine.PolicyEngine`. Making one compiles the module, which takes a good part of a second of
+    processor time: do it in a thread. Raises `Fault(ENGINE_FAILED)` when the module cannot be loaded."""
+
+    def __init__(
+        self, compiled: CompiledPolicy, settings: PolicySettings, *, loaded: LoadedPolicy | None = None
+    ) -> None:
+        """`loaded` is `compiled` as another engine has it, which must outlive this one."""
+        self._compiled = compiled
+        self._settings = settings
+        self._loaded = loaded or LoadedPolicy(compiled, settings)
+        self._owns = loaded is None
+        self._closed = False  # a closed engine has no ticker, so nothing would end an evaluation
+        self._instance: _Instance | None = None
+        try:
+            self._instance = self._loaded.instance()
+        except Exception as error:
+            self.stop()
+            raise Fault(Reason.ENGINE_FAILED, "the compiled policy cannot be loaded", internal=str(error)) from error
+
+    def another(self) -> WasmEngine:
+        """An engine of the same policy for another thread. Stop it before this one. Raises `Fault(ENGINE_FAILED)`."""
+        return WasmEngine(self._compiled, self._settings, loaded=self._loaded)
 
     async def decide(self, query: Query) -> Answer:
         return self.decide_now(query)
 
     def decide_now(self, query: Query) -> Answer:
         """As `decide`: nothing here ever waits."""
-        try:
-            return parse_answer(self._evaluate(DECISION_ENTRYPOINT, query.to_input()))
-        except Fault as fault:
-            return Answer(False, (fault.reason,))
+        return self._decide(query, self._loaded.ticks)
+
+    def decide_briefly(self, query: Query) -> Answer:
+        """As `decide_now`, in a few milliseconds: `ENGINE_TIMEOUT` says only that it takes longer."""
+        return self._decide(query, min(_LOOP_TICKS, self._loaded.ticks))
 
     def peek(self, query: Query) -> Answer | None:
         return None
 
     async def explain(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
-        document = self._evaluate(EXPLAIN_ENTRYPOINT, asked)
+        return self.explain_now(asked)
+
+    def explain_now(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As `explain`, for callers that are not asynchronous."""
+        document = self._evaluate(EXPLAIN_ENTRYPOINT, asked, _EXPLAIN_TIMES * self._loaded.ticks)
         if not isinstance(document, dict):
             raise Fault(Reason.ENGINE_ANSWER_INVALID, "the explanation is not an object")
         return document
@@ -84,46 +136,44 @@ class WasmEngine:
         if self._closed:
             return
         self._closed = True
-        self._ticker.stop()
         self._discard()
-        self._module.close()
-        self._engine.close()
+        if self._owns:
+            self._loaded.close()
 
-    def _evaluate(self, entrypoint: str, asked: Mapping[str, Any]) -> object:
+    def _decide(self, query: Query, ticks: int) -> Answer:
+        try:
+            return parse_answer(self._evaluate(DECISION_ENTRYPOINT, query.to_input(), ticks))
+        except Fault as fault:
+            return Answer(False, (fault.reason,))
+
+    def _evaluate(self, entrypoint: str, asked: Mapping[str, Any], ticks: int) -> object:
         try:
             document = _to_json(asked).encode()
         except ValueError as error:
             raise Fault(Reason.ENGINE_FAILED, "the query is not JSON in UTF-8") from error
-        return self.evaluate(entrypoint, document)
+        return self.evaluate(entrypoint, document, ticks)
 
-    def evaluate(self, entrypoint: str, document: bytes) -> object:
-        """The value of `entrypoint` for `input` as JSON; `None` when it is undefined. Raises `Fault`: `ENGINE_TIMEOUT`,
-        `ENGINE_ANSWER_INVALID` or `ENGINE_FAILED`."""
+    def evaluate(self, entrypoint: str, document: bytes, ticks: int = 0) -> object:
+        """The value of `entrypoint` for `input` as JSON; `None` when it is undefined. `ticks` bound the time, 0: a
+        decision's. Raises `Fault`: `ENGINE_TIMEOUT`, `ENGINE_ANSWER_INVALID` or `ENGINE_FAILED`."""
         if self._closed:
             raise Fault(Reason.ENGINE_FAILED, "the engine is closed")
         try:
             if self._instance is None:
-                self._instance = self._instantiate()
-            answer = self._instance.evaluate(entrypoint, document, _TICKS + 1)
+                self._instance = self._loaded.instance()
+            self._loaded.ticker.begin(self)
+            answer = self._instance.evaluate(entrypoint, document, ticks or self._loaded.ticks)
         except Exception as error:  # whatever went wrong, the instance is not to be trusted again
             self._discard()
             raise Fault(_reason(error), internal=str(error)[:1024]) from error
+        finally:
+            self._loaded.ticker.end(self)
         return _result(answer)
 
     def _discard(self) -> None:
         instance, self._instance = self._instance, None
         if instance is not None:
             instance.close()
-
-    def _instantiate(self) -> _Instance:
-        store = wasmtime.Store(self._engine)
-        store.set_limits(memory_size=self._pages[1] * _PAGE, instances=1, memories=1, tables=1)
-        store.set_epoch_deadline(self._load_ticks)
-        try:
-            return _Instance(store, self._module, wasmtime.Limits(*self._pages), self._data)
-        except BaseException:
-            store.close()
-            raise
 
 
 class _Instance:
@@ -224,21 +274,38 @@ class _Instance:
         return self._function(name)(self._store, *arguments)
 
 
-class _Ticker:
-    """Moves an engine's epoch on, so that deadlines pass while Wasm runs without the interpreter's lock."""
+class Ticker:
+    """Moves an engine's epoch on while something is evaluated, so that deadlines pass though Wasm runs without the
+    interpreter's lock. Sleeps otherwise."""
 
     def __init__(self, engine: wasmtime.Engine, interval: float) -> None:
+        self._running: set[int] = set()
+        self._awake = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._tick, args=(engine, interval), name="policy-epoch", daemon=True)
         self._thread.start()
 
+    def begin(self, who: object) -> None:
+        """`who` evaluates from now on."""
+        self._running.add(id(who))
+        if not self._awake.is_set():
+            self._awake.set()
+
+    def end(self, who: object) -> None:
+        self._running.discard(id(who))
+
     def stop(self) -> None:
         self._stopped.set()
+        self._awake.set()
         self._thread.join()
 
     def _tick(self, engine: wasmtime.Engine, interval: float) -> None:
-        while not self._stopped.wait(interval):
+        while self._awake.wait() and not self._stopped.wait(interval):
             engine.increment_epoch()
+            if not self._running:
+                self._awake.clear()
+                if self._running or self._stopped.is_set():  # it came between the two
+                    self._awake.set()
 
 
 def _initial_pages(module: bytes) -> int:

@@ -7,7 +7,9 @@ off: each proof takes one bound away and sees its test fail.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,8 +21,9 @@ from foundation.faults import Fault
 from foundation.reasons import Reason
 from policies.compile import compile_policy
 from policies.opa_server import OpaServerEngine
-from policies.settings import CompileSettings, PolicySettings
-from policies.wasm import WasmEngine
+from policies.paced import PacedEngine
+from policies.settings import CompileSettings, PolicySettings, SlowSettings
+from policies.wasm import WasmEngine, _Instance
 from tests.fakes.clock import ManualClock
 from tests.support.engines import compiled, one, wasm
 from tests.support.opa import OpaProcess
@@ -157,6 +160,46 @@ def test_patterns_do_not_blow_up(expression: str) -> None:
         compiled(f"decision := {PERMIT} if not {expression}", DATA), replace(LIMITS, decision_timeout=5.0)
     ) as made:
         assert made.decide_now(query()).allow
+
+
+class Spied:
+    """Notes in which thread, and for how many ticks, policy is evaluated."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.seen: list[tuple[bool, int]] = []
+        evaluate, loop = _Instance.evaluate, threading.current_thread()
+
+        def spy(instance: _Instance, entrypoint: str, document: bytes, ticks: int) -> bytes:
+            self.seen.append((threading.current_thread() is loop, ticks))
+            return evaluate(instance, entrypoint, document, ticks)
+
+        patch.setattr(_Instance, "evaluate", spy)
+
+
+async def test_a_bomb_keeps_no_event_loop_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is broken off there after a few ticks and ends in a thread; the loop turns meanwhile."""
+    engine = PacedEngine(WasmEngine(compiled(rules({"loops": BOMBS["loops"]}), DATA), LIMITS), LIMITS)
+    spied, turns = Spied(monkeypatch), 0
+    bomb = asyncio.create_task(engine.decide(query(route="loops")))
+    while not bomb.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert (await bomb).reasons == (Reason.ENGINE_TIMEOUT,)
+    assert [here for here, _ in spied.seen] == [True, False]
+    assert spied.seen[0][1] * 4 < spied.seen[1][1]
+    assert turns > 10
+    assert (await engine.decide(query(route="r"))).allow
+    await engine.close()
+
+
+async def test_bombs_beyond_the_threads_and_their_queue_are_denied_at_once() -> None:
+    limits = replace(LIMITS, slow=SlowSettings(threads=1, waiting=1))
+    engine = PacedEngine(WasmEngine(compiled(rules({"loops": BOMBS["loops"]}), DATA), limits), limits)
+    answers = await asyncio.gather(*(engine.decide(query(route="loops")) for _ in range(6)))
+    reasons = [answer.reasons[0] for answer in answers]
+    assert reasons.count(Reason.ENGINE_OVERLOADED) == 4
+    assert (await engine.decide(query(route="r"))).allow
+    await engine.close()
 
 
 async def test_a_bomb_on_an_opa_server_is_a_denial_too(tmp_path: Path) -> None:

@@ -101,6 +101,18 @@ async def test_a_cancelled_follower_harms_nobody() -> None:
     assert follower.cancelled()
 
 
+async def test_those_who_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("policies.cached.MAX_WAITING", 3)
+    slow, cached = engines()
+    tasks = [asyncio.create_task(cached.decide(query())) for _ in range(3)]
+    await settle()
+    denied = await cached.decide(query())
+    assert (denied.reasons, denied.input is not None) == ((Reason.ENGINE_OVERLOADED,), True)
+    slow.asked[0].set_result(PERMIT)
+    assert await asyncio.gather(*tasks) == [PERMIT] * 3
+    assert await cached.decide(query()) == PERMIT  # there is room again, and the denial was not kept
+
+
 async def test_an_engine_that_raises_wakes_all() -> None:
     slow, cached = engines()
     leader, follower = [asyncio.create_task(cached.decide(query())) for _ in range(2)]

@@ -176,7 +176,7 @@ def test_a_closed_engine_denies() -> None:
 
 def test_data_is_loaded_once() -> None:
     with wasm(small()) as engine:
-        assert json.loads(engine._data) == GRANTS
+        assert json.loads(engine._loaded.data) == GRANTS
         assert engine._instance is not None
         instance = engine._instance
         assert engine.decide_now(ALLOWED).allow

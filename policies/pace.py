@@ -1,0 +1,54 @@
+"""Which routes' decisions take too long to keep an event loop waiting. Pure values, told what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CALM = 32  # evaluations within the budget after which a route counts as quick again
+MAX_CALM = 4096  # each relapse doubles what is asked for, up to this
+MAX_ROUTES = 4096
+
+
+@dataclass(slots=True)
+class _Slow:
+    asked: int
+    left: int
+
+
+class Pace:
+    """Routes by name; `budget` is in seconds of processor time. Of more slow routes than `MAX_ROUTES` the one longest
+    known is forgotten: it will show again."""
+
+    def __init__(self, budget: float) -> None:
+        self._budget = budget
+        self._slow: dict[str, _Slow] = {}
+        self._relapses: dict[str, int] = {}
+
+    def is_slow(self, route: str) -> bool:
+        return route in self._slow
+
+    @property
+    def slow_routes(self) -> tuple[str, ...]:
+        return tuple(self._slow)
+
+    def note(self, route: str, seconds: float) -> bool:
+        """An evaluation of `route` took this long. Whether that makes it slow, and it was not before."""
+        slow = self._slow.get(route)
+        if seconds > self._budget:
+            return self._mark(route, slow)
+        if slow is not None:
+            slow.left -= 1
+            if slow.left <= 0:
+                del self._slow[route]
+        return False
+
+    def _mark(self, route: str, slow: _Slow | None) -> bool:
+        if slow is not None:
+            slow.left = slow.asked
+            return False
+        asked = min(self._relapses.get(route, CALM // 2) * 2, MAX_CALM)
+        for known in (self._slow, self._relapses):
+            if len(known) >= MAX_ROUTES:
+                known.pop(next(iter(known)))
+        self._relapses[route], self._slow[route] = asked, _Slow(asked, asked)
+        return True

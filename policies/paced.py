@@ -1,0 +1,149 @@
+"""The embedded engine for an event loop: what is quick is answered at once, what is not in threads of its own.
+
+Laws held here:
+- no evaluation keeps the loop waiting for more than some milliseconds: one that takes longer is broken off there, and
+  done again in a thread;
+- a route whose evaluations were measured above the budget is evaluated in a thread until enough of them were below it
+  (`policies.pace`);
+- threads, and what waits for them, are bounded: what is beyond is a denial, `ENGINE_OVERLOADED`, and what waits longer
+  than a decision may take is one too, `ENGINE_TIMEOUT`.
+
+Wasm runs without the interpreter's lock, so the loop goes on while a thread evaluates. Each thread has an engine of its
+own, made when the thread is first needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from foundation.faults import Fault
+from foundation.reasons import Reason
+from policies.model import FOREVER, Answer, Query
+from policies.pace import Pace
+from policies.settings import PolicySettings
+from policies.wasm import WasmEngine
+
+T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
+
+
+class PacedEngine:
+    """Implements `policies.engine.PolicyEngine` over `engine`, which belongs to the loop's thread. `cpu` gives the
+    calling thread's processor time, in seconds; `monotonic` a time that only grows."""
+
+    def __init__(
+        self,
+        engine: WasmEngine,
+        settings: PolicySettings,
+        cpu: Callable[[], float] = time.thread_time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._pace = Pace(settings.slow.budget)
+        self._cpu = cpu
+        self._threads = _Threads(engine, settings, monotonic)
+
+    @property
+    def slow_routes(self) -> tuple[str, ...]:
+        """The routes whose decisions are made in threads now."""
+        return self._pace.slow_routes
+
+    def peek(self, query: Query) -> Answer | None:
+        return None
+
+    def decide_now(self, query: Query) -> Answer | None:
+        """The answer, evaluated at once where that is quick. None for what has to wait."""
+        if self._pace.is_slow(query.route):
+            return None
+        answer = self._evaluate(query)
+        return None if answer.reasons[0] is Reason.ENGINE_TIMEOUT else answer
+
+    async def decide(self, query: Query) -> Answer:
+        quick = self.decide_now(query)
+        if quick is not None:
+            return quick
+        try:
+            answer, took = await self._threads.run(lambda engine: self._measured(engine.decide_now, query))
+        except Fault as fault:
+            return Answer(False, (fault.reason,))
+        self._note(query.route, took)
+        return answer
+
+    async def explain(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
+        return await self._threads.run(lambda engine: engine.explain_now(asked))
+
+    async def close(self) -> None:
+        await self._threads.close()
+        await self._engine.close()
+
+    def _evaluate(self, query: Query) -> Answer:
+        """Here and now; `ENGINE_TIMEOUT` when it is broken off."""
+        answer, took = self._measured(self._engine.decide_briefly, query)
+        late = answer.reasons[0] is Reason.ENGINE_TIMEOUT
+        self._note(query.route, FOREVER if late else took)
+        return answer
+
+    def _measured(self, decide: Callable[[Query], Answer], query: Query) -> tuple[Answer, float]:
+        begun = self._cpu()
+        answer = decide(query)
+        return answer, self._cpu() - begun
+
+    def _note(self, route: str, seconds: float) -> None:
+        if self._pace.note(route, seconds):
+            _LOG.warning("decisions on route %s take too long for the event loop: they are made in threads", route)
+
+
+class _Threads:
+    """Some threads, each with an engine of its own, and a bounded queue before them."""
+
+    def __init__(self, first: WasmEngine, settings: PolicySettings, monotonic: Callable[[], float]) -> None:
+        self._first = first
+        self._most = settings.slow.threads + settings.slow.waiting
+        self._timeout = settings.decision_timeout
+        self._monotonic = monotonic
+        self._own = threading.local()
+        self._engines: list[WasmEngine] = []
+        self._pool = ThreadPoolExecutor(settings.slow.threads, thread_name_prefix="policy")
+        self._under_way = 0
+        self._closed = False
+
+    async def run(self, ask: Callable[[WasmEngine], T]) -> T:
+        """What `ask` gives in one of the threads. Raises `Fault`: `ENGINE_OVERLOADED`, `ENGINE_TIMEOUT`,
+        `ENGINE_FAILED`, or what `ask` raises."""
+        if self._closed:
+            raise Fault(Reason.ENGINE_FAILED, "the engine is closed")
+        if self._under_way >= self._most:
+            raise Fault(Reason.ENGINE_OVERLOADED)
+        until = self._monotonic() + self._timeout
+        self._under_way += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, ask, until)
+        finally:
+            self._under_way -= 1
+
+    async def close(self) -> None:
+        """What waits is told that the engine is closed; what runs may end."""
+        self._closed = True
+        await asyncio.to_thread(self._pool.shutdown)
+        for engine in self._engines:
+            engine.stop()
+
+    def _ask(self, ask: Callable[[WasmEngine], T], until: float) -> T:
+        if self._closed:
+            raise Fault(Reason.ENGINE_FAILED, "the engine is closed")
+        if self._monotonic() > until:
+            raise Fault(Reason.ENGINE_TIMEOUT, "it waited for too long")
+        return ask(self._engine_here())
+
+    def _engine_here(self) -> WasmEngine:
+        engine: WasmEngine | None = getattr(self._own, "engine", None)
+        if engine is None:
+            engine = self._own.engine = self._first.another()
+            self._engines.append(engine)
+        return engine
