@@ -23,6 +23,7 @@ COMMANDS = {
     "serve": ("gateway.cli", "serve", "Run authority and gateway, or one of them."),
     "doctor": ("gateway.cli", "doctor", "Say what is wrong with this machine or configuration."),
     "explain": ("gateway.cli", "explain", "Say why a request was allowed or denied."),
+    "top": ("gateway.top_cli", "top", "Watch a gateway: streams, rates, refusals, cuts."),
     "upstream": ("gateway.upstreams.cli", "", "The pools that routes lead to: list, keys."),
     "node": ("agent.cli", "", "This machine as a node: enrol, renew, status, call."),
     "inventory": ("pki.cli", "inventory", "Nodes: list, show, add, import, revoke."),

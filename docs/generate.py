@@ -122,7 +122,7 @@ def openapi() -> str:
     """The APIs as OpenAPI 3.1: paths, what decides them, who is answered how."""
     nothing: Any = _Nothing()
     routes = authority_routes(nothing, "fleet.example", verify_bundle=nothing, audit_head=nothing)
-    routes += renewal_routes(nothing) + OperatorsApi(*[nothing] * 6).routes()
+    routes += renewal_routes(nothing) + OperatorsApi(*[nothing] * 7).routes()
     routes += UpstreamsApi(nothing, nothing).routes()
     paths: dict[str, dict[str, Any]] = {}
     for route in routes + enrolment_routes(nothing):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import shutil
 import stat
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,10 @@ from cryptography import x509
 
 from foundation.faults import Fault
 from gateway.configuration import Configuration, Role, SystemSettings, read_configuration
+from gateway.health import HealthSettings
 
 LOW_DISK_BYTES = 1 << 30
+ANSWER_SECONDS = 2.0
 SOON = datetime.timedelta(days=30)
 _SECRETS = (
     "issuing.key",
@@ -162,5 +166,23 @@ def _disk(configuration: Configuration) -> Iterator[Finding]:
     )
 
 
-_OF_AN_AUTHORITY: tuple[Check, ...] = (_programs, _secrets, _certificates, _makers, _production, _disk)
-_OF_A_GATEWAY: tuple[Check, ...] = (_identity, _disk)
+def _running(configuration: Configuration) -> Iterator[Finding]:
+    """What a gateway that runs by these settings says of itself; nothing when none does."""
+    settings = HealthSettings.parse(configuration.section("health"))
+    try:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        page = f"http://{_bracketed(settings.host)}:{settings.port}/readyz"
+        with direct.open(page, timeout=ANSWER_SECONDS) as answer:
+            told = json.loads(answer.read(1 << 20))
+    except (OSError, ValueError):
+        return
+    for who, text in told.get("notes", {}).items():
+        yield Finding("running", "warning", f"{who}: {text}", 'see docs/operations.md, "When a cut is late"')
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+_OF_AN_AUTHORITY: tuple[Check, ...] = (_programs, _secrets, _certificates, _makers, _production, _disk, _running)
+_OF_A_GATEWAY: tuple[Check, ...] = (_identity, _disk, _running)

@@ -5,12 +5,14 @@ Labels are names of our own (routes, reasons, statuses), never anything that a c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from foundation.reasons import Reason
-from gateway.answers import Answers
+from gateway.answers import MAX_ROUTES, OTHER, Answers
 from gateway.proxy.http2_budget import Flood
 from gateway.snapshot import SnapshotStore
 from gateway.streams.registry import Registry
@@ -70,6 +72,23 @@ class GatewayMetrics:
         }
         for name, (about, read) in gauges.items():
             Gauge(name, about, registry=self._registry).set_function(read)
+        self._registry.register(_StreamsOpen(registry))
+
+
+class _StreamsOpen(Collector):
+    """Exchanges that outlived a tick, by route: those of most of them by name, as in `gateway.answers`."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily("sallyport_streams_open", "Exchanges that last, by route", labels=("route",))
+        counts = sorted(self._registry.open_by_route().items(), key=lambda each: (-each[1], each[0]))
+        for route, count in counts[:MAX_ROUTES]:
+            family.add_metric((route,), count)
+        if len(counts) > MAX_ROUTES:
+            family.add_metric((OTHER,), sum(count for _, count in counts[MAX_ROUTES:]))
+        yield family
 
 
 class ProcessMetrics:

@@ -59,6 +59,7 @@ from gateway.follow import Follower
 from gateway.health import HealthSettings, health_app
 from gateway.identity import Certificates, Renewal
 from gateway.keep import KeptFacts, read_facts
+from gateway.live import Watch
 from gateway.metrics import ProcessMetrics
 from gateway.plane import MASK_KEY, PlaneSettings
 from gateway.proxy.assertion import published_keys
@@ -199,6 +200,7 @@ class _GatewayParts:
     operators: OperatorsApi
     upstreams: UpstreamsApi
     shelf: RevisionShelf
+    watch: Watch
 
 
 class Orchestrator:
@@ -308,6 +310,13 @@ class Orchestrator:
         kept = None if is_here else KeptFacts(state / "facts", store.present, base.time)
         shelf = RevisionShelf(state / "revisions", base.policy_key, settings.policy)
         follower = Follower(source.feed, store, shelf.keeping(enforcer), base.audit, base.time, kept, workers)
+        scrape = Scrape(base.telemetry.registry, lambda: workers.ask("metrics"), lambda: workers.living)
+        workers.last_words = scrape.farewell
+
+        def ready() -> str:
+            return _waits_for(store, follower)
+
+        watch = Watch(store, base.time, settings.plane.staleness, scrape.gather, workers.ask, ready)
         return _GatewayParts(
             store,
             follower,
@@ -320,10 +329,12 @@ class Orchestrator:
                 base.decisions,
                 Explainer(store, base.decisions, shelf.engine),
                 base.time,
-                lambda: _waits_for(store, follower),
+                ready,
+                watch.now,
             ),
             UpstreamsApi(workers.ask, lambda: published_keys(state)),
             shelf,
+            watch,
         )
 
     def _pool(self, stack: AsyncExitStack, base: _Base, source: _Source) -> Pool:
@@ -364,15 +375,7 @@ class Orchestrator:
             "certificate": certificate,
             "listeners": lambda: "" if self.started.is_set() else "the start",
         }
-        workers = gateway.workers
-        scrape = Scrape(base.telemetry.registry, lambda: workers.ask("metrics"), lambda: workers.living)
-        workers.last_words = scrape.farewell
-
-        async def notes() -> Mapping[str, str]:
-            told = await workers.ask("note")
-            return {f"worker-{each.number}": each.answer.decode() for each in told if each.answer}
-
-        health = health_app(scrape.gather, waits, notes)
+        health = health_app(gateway.watch.gather, waits, gateway.watch.notes)
         settings = self._settings.health
         await stack.enter_async_context(_serve_plain(health, settings.host, settings.port))
 

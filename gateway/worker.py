@@ -70,6 +70,7 @@ from gateway.upstreams.telling import encode
 from policies.lifecycle.signing import parse_verifying_key
 
 LEAST_SEGMENT_BYTES = 64 << 10
+SEVERING_SECONDS = 0.01
 _LOG = logging.getLogger(__name__)
 
 
@@ -219,6 +220,8 @@ class Duties:
         self._mask = Mask.open(settings.system.state / MASK_KEY)
         self._key = parse_verifying_key(order.policy_key.encode())
         self._sequence = 0
+        self._done = 0
+        self._severing = False
         self._telling = False
         self._parts: dict[int, PolicyPart] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -291,8 +294,19 @@ class Duties:
             asyncio.get_running_loop().call_soon(self._acknowledge)
 
     def _acknowledge(self) -> None:
+        """What is in force. While a withdrawal is still cutting that is what was before it; saying so tells that we
+        live."""
         self._telling = False
-        self._channel.send(Acknowledged(self._sequence))
+        if not self._plane.registry.is_severing:
+            self._done = self._sequence
+        elif not self._severing:
+            self._severing = True
+            asyncio.get_running_loop().call_later(SEVERING_SECONDS, self._look_again)
+        self._channel.send(Acknowledged(self._done))
+
+    def _look_again(self) -> None:
+        self._severing = False
+        self._acknowledge()
 
     async def _load(self, order: Load) -> None:
         present = self._plane.store.current.policy

@@ -9,6 +9,7 @@ from foundation.api import Answer, ApiRoute, Call
 from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.reasons import Reason
+from gateway.live import Live
 from gateway.scrape import Told
 from gateway.snapshot import SnapshotStore
 from policies.explain import Explanation
@@ -35,6 +36,7 @@ class OperatorsApi:
         explain: Callable[[str], Awaitable[Explanation]],
         clock: Clock,
         ready: Callable[[], str],
+        live: Callable[[], Awaitable[Live]],
     ) -> None:
         self._store = store
         self._ask = ask
@@ -42,6 +44,7 @@ class OperatorsApi:
         self._explain = explain
         self._clock = clock
         self._ready = ready
+        self._live = live
 
     def routes(self) -> list[ApiRoute]:
         return [
@@ -50,6 +53,7 @@ class OperatorsApi:
             ),
             ApiRoute("decisions.explain", "GET", "/v1/decisions/{id}", self.explain, "Why a decision fell as it did"),
             ApiRoute("gateway.show", "GET", "/v1/gateway", self.show, "What this gateway knows, and how old it is"),
+            ApiRoute("gateway.show", "GET", "/v1/gateway/live", self.watch, "What this gateway does right now"),
         ]
 
     async def list(self, call: Call) -> Answer:
@@ -60,6 +64,9 @@ class OperatorsApi:
 
     async def explain(self, call: Call) -> Answer:
         return Answer.of((await self._explain(call.parameters["id"])).to_json())
+
+    async def watch(self, call: Call) -> Answer:
+        return Answer.of((await self._live()).to_json())
 
     async def show(self, call: Call) -> Answer:
         snapshot = self._store.current

@@ -145,6 +145,11 @@ class Registry:
         """Exchanges under way."""
         return len(self._young) + self._settled_count
 
+    @property
+    def is_severing(self) -> bool:
+        """Whether something that lost its trust is not cut yet."""
+        return bool(self._doomed)
+
     def open_by_route(self) -> dict[str, int]:
         """Those that outlived a tick."""
         return dict(self._by_route.sizes())

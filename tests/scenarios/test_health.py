@@ -77,3 +77,11 @@ def _samples(system: System) -> dict[tuple[str, tuple[tuple[str, str], ...]], fl
         for sample in family.samples
         if sample.name.startswith("sallyport_") and not sample.name.endswith("_created")
     }
+
+
+def test_top_shows_what_the_gateway_does(system: System) -> None:
+    live = system.operate("top", "--json").json
+    assert live["workers"] >= 1
+    assert (live["staleness"], live["waiting_for"], live["notes"]) == ("fresh", "", [])
+    assert {"revision", "routes", "refusals", "cuts"} <= set(live)
+    assert "control-plane" in system.operate("top", "--once", "--interval", "0.2").out
