@@ -18,6 +18,7 @@ from gateway.fleet.staleness import StalenessSettings
 from gateway.identity import Certificates
 from gateway.metrics import GatewayMetrics
 from gateway.proxy.assertion import AssertionKey, Assertions
+from gateway.proxy.buckets import Buckets
 from gateway.proxy.decide import Decider
 from gateway.proxy.http2_budget import Http2Settings
 from gateway.proxy.listener import Listener
@@ -34,7 +35,9 @@ from gateway.upstreams.telling import PoolMetrics
 from gateway.upstreams.trust import UpstreamTrust
 from policies.settings import PolicySettings
 
-MASK_KEY = "decision-mask.key"  # in the state folder
+# In the state folder:
+MASK_KEY = "decision-mask.key"
+RATES = "rates"  # what identities have used up of their rates, for all workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,8 @@ def build_plane(
 ) -> Plane:
     """`certificates` are asked for each new connection, from clients and to upstreams. Raises `Fault`."""
     store = SnapshotStore()
-    decider = Decider(store, time, settings.staleness, Obligations(time), decisions.ids)
+    rates = Buckets.shared(settings.system.state / RATES)
+    decider = Decider(store, time, settings.staleness, Obligations(time, rates), decisions.ids)
     cuts = CutTimes(telemetry.registry, settings.streams, time)
     registry = Registry(time, recording_cuts(decisions, time), decider, cuts)
     upstreams = Upstreams(settings.upstreams, time, UpstreamTrust(time, certificates))

@@ -6,23 +6,21 @@ know refuses: what policy demands is done or the request is denied.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from hashlib import blake2b
 from typing import TypeGuard
 
 from foundation.clock import Clock
-from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
+from gateway.proxy.buckets import KEY_BYTES, Buckets
 from policies.model import Obligation, Permit
-
-MAX_BUCKETS = 100_000
 
 
 class Obligations:
-    """The buckets of one worker, at most `MAX_BUCKETS`; the one least used goes first."""
+    """Meets obligations over `buckets`, which workers may share; over its own when none are given."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, buckets: Buckets | None = None) -> None:
         self._clock = clock
-        self._buckets: OrderedDict[tuple[SpiffeId, str], tuple[float, float]] = OrderedDict()
+        self._buckets = buckets or Buckets.private()
 
     def unmet(self, permit: Permit) -> Reason | None:
         """Why the permit's obligations cannot be met now, or None when they are."""
@@ -38,14 +36,10 @@ class Obligations:
         per_second, burst = obligation.parameters.get("per_second"), obligation.parameters.get("burst", 1)
         if not _positive(per_second) or not _positive(burst):
             return Reason.ENGINE_ANSWER_INVALID
-        key, now = (permit.query.identity.id, permit.query.route), self._clock.monotonic()
-        tokens, since = self._buckets.pop(key, (float(burst), now))
-        tokens = min(float(burst), tokens + (now - since) * per_second)
-        allowed = tokens >= 1
-        self._buckets[key] = (tokens - 1 if allowed else tokens, now)
-        if len(self._buckets) > MAX_BUCKETS:
-            self._buckets.popitem(last=False)
-        return None if allowed else Reason.RATE_LIMITED
+        whose = f"{permit.query.identity.id} {permit.query.route}".encode()
+        key = blake2b(whose, digest_size=KEY_BYTES).digest()
+        taken = self._buckets.take(key, self._clock.monotonic(), per_second, burst)
+        return None if taken else Reason.RATE_LIMITED
 
 
 def _positive(value: object) -> TypeGuard[float]:

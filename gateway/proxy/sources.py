@@ -12,6 +12,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, ip_address
 
 MAX_SOURCES = 65_536
+ROUNDING = 1e-6  # seconds that sums of times may be off by
 
 
 class SourceRates:
@@ -27,7 +28,7 @@ class SourceRates:
         """Whether `address` may begin a handshake at `now` (monotonic seconds), which is counted then."""
         source = source_of(address)
         full_at = max(now, self._full_at.pop(source, now)) + self._interval
-        admitted = full_at - now <= self._span
+        admitted = full_at - now <= self._span + ROUNDING
         self._full_at[source] = full_at if admitted else full_at - self._interval
         if len(self._full_at) > self._most:
             self._full_at.popitem(last=False)

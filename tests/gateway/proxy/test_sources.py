@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.proxy.sources import SourceRates, source_of
+from gateway.proxy.sources import ROUNDING, SourceRates, source_of
 
 
 def test_a_burst_and_then_the_rate() -> None:
@@ -46,4 +46,4 @@ def test_no_source_gets_more_than_its_burst_and_rate(per_second: int, burst: int
     for pause in pauses:
         now += pause
         admitted += rates.admits("203.0.113.1", now)
-        assert admitted <= burst + (now - 1000.0) * per_second + 1e-6
+        assert admitted <= burst + (now - 1000.0 + ROUNDING) * per_second + 1e-6
