@@ -19,8 +19,6 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from h2.config import H2Configuration
-from h2.connection import ConnectionInputs, ConnectionState, H2Connection, H2ConnectionStateMachine
 from h2.errors import ErrorCodes
 from h2.events import (
     ConnectionTerminated,
@@ -34,8 +32,6 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.exceptions import DenialOfServiceError, ProtocolError, TooManyStreamsError
-from h2.settings import SettingCodes, Settings
-from hyperframe.frame import GoAwayFrame
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
@@ -44,48 +40,15 @@ from gateway.proxy.exchange import NEVER
 from gateway.proxy.headers import Field
 from gateway.proxy.http1 import RequestHead
 from gateway.proxy.http2 import as_http1, check_trailers
-from gateway.proxy.http2_budget import MAX_FRAME_BYTES, Budget, Flood, Overrun
-from gateway.proxy.http2_encode import PlainEncoder
+from gateway.proxy.http2_budget import Budget, Flood, Overrun
+from gateway.proxy.http2_protocol import ALL_STREAMS, ServerProtocol, goaway
 from gateway.proxy.http2_stream import Http2Stream
 from gateway.proxy.refusal import Refusal
 from gateway.proxy.services import ConnectionServices
 
-_HEADER_TABLE_BYTES = 4096  # what clients may have us remember of their fields (RFC 7541 §4.2)
-_FIELD_OVERHEAD = 32  # what a field counts beside its bytes (RFC 9113 §6.5.2)
-_FIRST_WINDOW = 65_535  # of a connection (§6.9.2)
-_ALL_STREAMS = (1 << 31) - 1
 _FLUSH_BYTES = 64 << 10
 _DRAINED = b"drained\0"  # what our PING says: 8 bytes
-_CONFIGURATION = H2Configuration(
-    client_side=False,
-    # `gateway.proxy.http2` judges header lists, and a bad one costs its stream alone; ours are well-formed.
-    validate_inbound_headers=False,
-    normalize_inbound_headers=False,
-    validate_outbound_headers=False,
-    normalize_outbound_headers=False,
-)
 _LOG = logging.getLogger(__name__)
-
-
-# h2's, but a client's GOAWAY ends nothing that is under way (RFC 9113 §6.8).
-_TRANSITIONS = {
-    **H2ConnectionStateMachine._transitions,
-    **{
-        (state, ConnectionInputs.RECV_GOAWAY): (None, state)
-        for state in (ConnectionState.IDLE, ConnectionState.SERVER_OPEN)
-    },
-}
-
-
-class _Protocol(H2Connection):
-    """h2, remembering fewer streams that are over: its 65,536 would be megabytes a connection."""
-
-    MAX_CLOSED_STREAMS = 1024
-
-    def __init__(self) -> None:
-        super().__init__(_CONFIGURATION)
-        self.encoder = PlainEncoder()
-        self.state_machine._transitions = _TRANSITIONS
 
 
 class Http2Connection(ClientConnection):
@@ -110,7 +73,7 @@ class Http2Connection(ClientConnection):
         super().__init__(services, siblings)
         self._streams: dict[int, Http2Stream] = {}
         self._ready: dict[Http2Stream, None] = {}  # those that have something to send and may, in turns
-        self._h2 = _Protocol()
+        self._h2 = ServerProtocol()
         self._budget = Budget(
             services.http2, 2 * services.settings.head_bytes, self._streams, services.clock.monotonic()
         )
@@ -119,7 +82,7 @@ class Http2Connection(ClientConnection):
         self._flushing = False  # what h2 has to say will be written
         self._lingering = -1  # bytes that are still read behind a GOAWAY; negative before it
         self._draining = False  # the client was told to open no more streams
-        self._last_stream = _ALL_STREAMS  # those above are refused
+        self._last_stream = ALL_STREAMS  # those above are refused
 
     # --- what the event loop calls --------------------------------------------------------------------
 
@@ -160,11 +123,7 @@ class Http2Connection(ClientConnection):
         self._send_ready()
 
     def _welcomed(self) -> None:
-        own = _own_settings(self.services)
-        self._h2.local_settings = Settings(client=False, initial_values=own)
-        self._h2.decoder.max_header_list_size = 2 * own[SettingCodes.MAX_HEADER_LIST_SIZE]
-        self._h2.initiate_connection()
-        self._h2.increment_flow_control_window(self.services.http2.connection_window - _FIRST_WINDOW)
+        self._h2.greet(self.services.settings.limits, self.services.http2)
         self._flush()
         self._idle()
 
@@ -277,7 +236,7 @@ class Http2Connection(ClientConnection):
 
     def _pinged_back(self, event: PingAckReceived) -> None:
         """The client has read that it should open no more streams: what it opened before is here."""
-        if self._draining and event.ping_data == _DRAINED and self._last_stream == _ALL_STREAMS:
+        if self._draining and event.ping_data == _DRAINED and self._last_stream == ALL_STREAMS:
             self._last_stream = self._h2.highest_inbound_stream_id
             self._say_goaway(self._last_stream)
             self._close_if_done()
@@ -391,7 +350,7 @@ class Http2Connection(ClientConnection):
         if self._lingering >= 0 or self._draining:
             return
         self._draining = True
-        self._say_goaway(_ALL_STREAMS)
+        self._say_goaway(ALL_STREAMS)
         self._h2.ping(_DRAINED)
         self._flush_soon()
         if not self._streams:
@@ -422,15 +381,13 @@ class Http2Connection(ClientConnection):
 
     def _close_if_done(self) -> None:
         """Draining ends when nothing is under way, and nothing can be on its way."""
-        if self._draining and not self._streams and self._lingering < 0 and self._last_stream != _ALL_STREAMS:
+        if self._draining and not self._streams and self._lingering < 0 and self._last_stream != ALL_STREAMS:
             self._flush()
             self.close()
 
     def _say_goaway(self, last: int) -> None:
-        """h2's own GOAWAY ends the connection at once; this one lets its streams end."""
         self._flush()
-        frame = GoAwayFrame(0, last_stream_id=last, error_code=int(ErrorCodes.NO_ERROR))
-        self.write(frame.serialize())
+        self.write(goaway(last))
 
     def _calm(self, flood: Flood) -> None:
         self.services.metrics.flooded(flood)
@@ -474,16 +431,3 @@ _HANDLERS: dict[type[Event], Callable[[Http2Connection, Any], None]] = {
     ConnectionTerminated: Http2Connection._terminated,
     PingAckReceived: Http2Connection._pinged_back,
 }
-
-
-def _own_settings(services: ConnectionServices) -> dict[SettingCodes, int]:
-    limits, settings = services.settings, services.http2
-    return {
-        SettingCodes.HEADER_TABLE_SIZE: _HEADER_TABLE_BYTES,
-        SettingCodes.ENABLE_PUSH: 0,
-        SettingCodes.MAX_CONCURRENT_STREAMS: settings.streams,
-        SettingCodes.INITIAL_WINDOW_SIZE: settings.window,
-        SettingCodes.MAX_FRAME_SIZE: MAX_FRAME_BYTES,
-        SettingCodes.MAX_HEADER_LIST_SIZE: limits.head_bytes + _FIELD_OVERHEAD * limits.fields,
-        SettingCodes.ENABLE_CONNECT_PROTOCOL: 1,
-    }
