@@ -200,6 +200,15 @@ async def test_idle_connections_end_once_the_client_knows(tmp_path: Path) -> Non
         assert client.goaways == [(ErrorCodes.NO_ERROR, (1 << 31) - 1, b""), (ErrorCodes.NO_ERROR, 1, b"")]
 
 
+async def test_an_idle_client_that_does_not_answer_is_let_go(tmp_path: Path) -> None:
+    async with http2_to(RawUpstream(), tmp_path) as plane:
+        client = await connect(plane)
+        assert (await client.get()).status == 200
+        client.writer.transport.pause_reading()
+        await plane.advance(plane.settings.idle_timeout + 2 * plane.settings.linger_timeout + 1)
+        await plane.until(lambda: plane.listener.open_count == 0)
+
+
 async def test_a_client_that_says_nothing_is_let_go(tmp_path: Path) -> None:
     async with http2_to(RawUpstream(), tmp_path) as plane:
         silent, half = await connect(plane, begin=False), await connect(plane, begin=False)

@@ -271,6 +271,20 @@ async def test_a_window_that_stays_shut_holds_back_the_upstream_and_loses_the_st
         assert (await client.get()).body == b"ok"
 
 
+async def test_each_stream_may_hold_what_a_connection_of_http_1_may(tmp_path: Path) -> None:
+    async with http2_to(Flood(), tmp_path) as plane:
+        client = await connect(plane)
+        client.acknowledges = False
+        client.h2.increment_flow_control_window(4 << 20)
+        numbers = [client.open(fields_of("GET", "/flood")) for _ in range(12)]
+        await client.until(lambda: all(len(client.streams[number].body) == 65_535 for number in numbers))
+        (connection,) = plane.listener._connections
+        await plane.until(lambda: connection.buffered > 12 * plane.services.http2.buffer)
+        await plane.advance(3)
+        assert (plane.listener.open_count, connection.under_way) == (1, 12)
+        assert plane.metrics.refused == []
+
+
 async def test_a_window_opened_by_drops_is_shut(tmp_path: Path) -> None:
     upstream = Flood()
     async with http2_to(upstream, tmp_path) as plane:
