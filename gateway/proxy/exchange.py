@@ -24,7 +24,8 @@ from gateway.proxy.record import entry_of
 from gateway.proxy.upstream_connection import UpstreamConnection
 from gateway.streams.registry import Exchange
 from gateway.upstreams.budget import Failure, is_repeatable
-from gateway.upstreams.pool import Endpoint, Repeats
+from gateway.upstreams.endpoint import Endpoint
+from gateway.upstreams.pool import Repeats
 from policies.model import CanonicalRequest, Decision, Denial, Permit
 from policies.routes import Route
 from policies.upstreams import Destination, IdentityHeader

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,11 @@ from gateway.proxy.upstream_probe import ProbeSink
 from gateway.snapshot import PolicyPart, Snapshot, Touched
 from gateway.upstreams.answers import acceptable, refresh_after
 from gateway.upstreams.budget import Failure
-from gateway.upstreams.pool import Endpoint, Lane, LivePool, Repeats, overview
+from gateway.upstreams.endpoint import Endpoint, Lane
+from gateway.upstreams.pool import LivePool, Repeats
 from gateway.upstreams.probe import Probe, probes_of
 from gateway.upstreams.resolve import DnsResolver, Resolver, is_address
+from gateway.upstreams.telling import Overview, overview
 from gateway.upstreams.trust import UpstreamTrust, check_spiffe_id
 from policies.model import Permit
 from policies.routes import Route
@@ -150,7 +152,7 @@ class Upstreams:
             return None
         method = permit.query.request.method.encode("ascii")
         if idle is None:
-            return self._own(self._dial(live, endpoint, lane, permit, route.connect_timeout, method, sink))
+            return self._own(self._dial(endpoint, lane, permit, route.connect_timeout, method, sink))
         connection: UpstreamConnection = idle  # type: ignore[assignment]  # a pool gives back what was made for it
         connection.lend(method, sink)
         sink.connected(connection)
@@ -184,7 +186,7 @@ class Upstreams:
                 connection.abort()
         self._resolver.close()
 
-    def overview(self) -> list[dict[str, Any]]:
+    def overview(self) -> Overview:
         """What an operator may know of the pools."""
         return overview(self._pools.values())
 
@@ -201,23 +203,23 @@ class Upstreams:
             if endpoint.next_check <= now and not endpoint.checking and self._probing < MAX_PROBES:
                 endpoint.checking = True
                 self._probing += 1
-                self._own(self._probe(live, endpoint, probe))
+                self._own(self._probe(endpoint, probe))
 
-    async def _probe(self, live: LivePool, endpoint: Endpoint, probe: Probe) -> None:
+    async def _probe(self, endpoint: Endpoint, probe: Probe) -> None:
         try:
-            failure = await self._examine(live, endpoint, probe)
+            failure = await self._examine(endpoint, probe)
         finally:
             self._probing -= 1
             endpoint.checking = False
             endpoint.next_check = self._clock.monotonic() + probe.check.interval
-        live.checked(endpoint, probe.check, failure)
+        endpoint.pool.checked(endpoint, probe.check, failure)
 
-    async def _examine(self, live: LivePool, endpoint: Endpoint, probe: Probe) -> str:
+    async def _examine(self, endpoint: Endpoint, probe: Probe) -> str:
         """Why the address fails the check; empty when it passes."""
         sink = ProbeSink()
         try:
             async with asyncio.timeout(probe.check.timeout):
-                connection = await self._connect(live, endpoint, None, probe, probe.check.timeout, None)
+                connection = await self._connect(endpoint, None, probe, probe.check.timeout, None)
                 try:
                     request = probe.request(endpoint.name)
                     if not request:
@@ -254,18 +256,12 @@ class Upstreams:
     # --- dialling --------------------------------------------------------------------------------------------
 
     async def _dial(
-        self,
-        live: LivePool,
-        endpoint: Endpoint,
-        lane: Lane,
-        permit: Permit,
-        seconds: float,
-        method: bytes,
-        sink: Sink,
+        self, endpoint: Endpoint, lane: Lane, permit: Permit, seconds: float, method: bytes, sink: Sink
     ) -> None:
+        live = endpoint.pool
         live.pending += 1
         try:
-            connection = await self._connect(live, endpoint, lane, permit, seconds, sink.source)
+            connection = await self._connect(endpoint, lane, permit, seconds, sink.source)
         except Fault as fault:
             failed: Fault | None = fault
         else:
@@ -279,13 +275,7 @@ class Upstreams:
         sink.connected(connection)
 
     async def _connect(
-        self,
-        live: LivePool,
-        endpoint: Endpoint,
-        lane: Lane,
-        permission: Permit | Probe,
-        seconds: float,
-        source: Source,
+        self, endpoint: Endpoint, lane: Lane, permission: Permit | Probe, seconds: float, source: Source
     ) -> UpstreamConnection:
         """A new, proven connection. Raises `Fault`."""
         if not isinstance(permission, Permit | Probe):
@@ -295,7 +285,7 @@ class Upstreams:
         endpoint.dialling += 1
         try:
             async with asyncio.timeout(seconds):
-                connection = await self._reach(live, endpoint, lane, source)
+                connection = await self._reach(endpoint, permission, lane, source)
         except TimeoutError:
             fault = Fault(Reason.UPSTREAM_TIMEOUT, "the upstream did not accept in time")
         except ssl.SSLCertVerificationError as error:
@@ -308,44 +298,46 @@ class Upstreams:
             return connection
         finally:
             endpoint.dialling -= 1
-        _LOG.info("upstream %s: %s cannot be used: %s (%s)", live.value.name, endpoint.address, fault, fault.internal)
+        name = endpoint.pool.value.name
+        _LOG.info("upstream %s: %s cannot be used: %s (%s)", name, endpoint.address, fault, fault.internal)
         if isinstance(permission, Permit):
-            live.counted["dial_failures"] += 1
+            endpoint.pool.counted["dial_failures"] += 1
             endpoint.failed()
         raise fault
 
-    async def _reach(self, live: LivePool, endpoint: Endpoint, lane: Lane, source: Source) -> UpstreamConnection:
+    async def _reach(
+        self, endpoint: Endpoint, permission: Permit | Probe, lane: Lane, source: Source
+    ) -> UpstreamConnection:
+        def made() -> UpstreamConnection:
+            return UpstreamConnection(endpoint, lane, self._reader, shows=isinstance(permission, Permit))
+
         error: OSError = OSError("no address")
-        for host in await self._hosts(live, endpoint):
+        for host in await self._hosts(endpoint):
             try:
-                return await self._handshake(live, endpoint, lane, host, source)
+                return await self._handshake(endpoint, host, made, source)
             except OSError as refused:
                 error = refused
         raise error
 
-    async def _hosts(self, live: LivePool, endpoint: Endpoint) -> tuple[str, ...]:
+    async def _hosts(self, endpoint: Endpoint) -> tuple[str, ...]:
         """The IP addresses behind an address, which may be a name. Names are judged anew with every dial: what they
         lead to may have changed since (DNS rebinding)."""
         host = endpoint.address.host
         if is_address(host):
             return (host,)
         answers = await self._resolver.system(host)
-        kept = acceptable(host, answers, live.value.networks)
+        kept = acceptable(host, answers, endpoint.pool.value.networks)
         if not kept:
             raise Fault(Reason.UPSTREAM_ADDRESS_REFUSED, internal=f"{host} leads to {', '.join(answers[:4])}")
         return kept
 
     async def _handshake(
-        self, live: LivePool, endpoint: Endpoint, lane: Lane, host: str, source: Source
+        self, endpoint: Endpoint, host: str, made: Callable[[], UpstreamConnection], source: Source
     ) -> UpstreamConnection:
-        pool, loop = live.value, asyncio.get_running_loop()
+        pool, loop = endpoint.pool.value, asyncio.get_running_loop()
         tls, port = pool.tls, endpoint.address.port
         context = None if tls is None else self._trust.context(tls)
         name = None if tls is None else tls.server_name or endpoint.name
-
-        def made() -> UpstreamConnection:
-            return UpstreamConnection(endpoint, lane, self._reader)
-
         if pool.proxy_protocol:
             opened = await _announced(host, port, source)
             _, connection = await loop.create_connection(made, sock=opened, ssl=context, server_hostname=name)

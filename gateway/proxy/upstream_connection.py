@@ -14,7 +14,7 @@ from foundation.reasons import Reason
 from foundation.tls import peer_certificate
 from gateway.proxy.http1 import HEAD_END, UNTIL_CLOSE, Body, Piece, ResponseHead, ResponseReader, body_of
 from gateway.upstreams.budget import Failure
-from gateway.upstreams.pool import Endpoint, Lane
+from gateway.upstreams.endpoint import Endpoint, Lane
 from policies.upstreams import Destination
 
 WRITE_HIGH_WATER = 256 << 10
@@ -69,6 +69,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_method",
         "_reader",
         "_reading_paused",
+        "_shows",
         "_sink",
         "_transport",
         "_tunnel",
@@ -80,9 +81,11 @@ class UpstreamConnection(asyncio.Protocol):
         "used",
     )
 
-    def __init__(self, endpoint: Endpoint, lane: Lane, reader: ResponseReader) -> None:
+    def __init__(self, endpoint: Endpoint, lane: Lane, reader: ResponseReader, *, shows: bool = True) -> None:
+        """`shows`: what comes of it is held for or against the address."""
         self.endpoint = endpoint
         self.lane = lane
+        self._shows = shows
         self._reader = reader
         self._transport: asyncio.Transport | None = None
         self._sink: Sink | None = None
@@ -238,7 +241,8 @@ class UpstreamConnection(asyncio.Protocol):
         sink.informational(head)
 
     def _begin_body(self, sink: Sink, head: ResponseHead, data: bytes) -> None:
-        self.endpoint.answered(head.status)
+        if self._shows:
+            self.endpoint.answered(head.status)
         self._keep = head.keep_alive and head.length != UNTIL_CLOSE
         self._body = body = body_of(head.length, Reason.UPSTREAM_INVALID)
         piece = Piece(b"", data, True) if body.done else body.feed(data)
@@ -258,7 +262,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _break(self, fault: Fault) -> None:
         """The upstream broke off. That an idle connection had died, or that a tunnel ends, says nothing of its
         health."""
-        if not self._tunnel and (self._answering or not self.used):
+        if self._shows and not self._tunnel and (self._answering or not self.used):
             self.endpoint.failed()
         self._fail(fault)
 

@@ -8,7 +8,7 @@ from foundation.faults import Fault
 from gateway.proxy.http1 import ResponseHead
 from gateway.proxy.upstream_connection import UpstreamConnection
 from gateway.upstreams.budget import Failure
-from gateway.upstreams.pool import Endpoint
+from gateway.upstreams.endpoint import Endpoint
 
 
 class ProbeSink:

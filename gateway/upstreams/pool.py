@@ -1,19 +1,17 @@
-"""A pool while it is in use: its addresses, their connections, what they showed, and which of them are in service.
+"""A pool while it is in use: its addresses, which of them are in service, and what may be asked of it.
 
 What is judged is judged elsewhere in this package, from values; here it is kept, and acted on. One event loop owns it.
 
 Laws held here:
 - health, ejections and load choose among addresses that a signed revision, or DNS under it, named; they never add one;
-- a connection goes back to the lane that it was made for: where the upstream authenticates connections, a lane is one
-  identity, so that nobody speaks through what somebody else authenticated;
 - with too few addresses in service (`panic`) all of them are used: load is no reason to refuse what policy permits.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from foundation.clock import Clock
 from foundation.faults import Fault
@@ -22,27 +20,12 @@ from foundation.reasons import Reason
 from gateway.upstreams.balance import least_loaded, slow_start_weight
 from gateway.upstreams.breaker import why_open
 from gateway.upstreams.budget import Failure, has_budget
-from gateway.upstreams.health import UNCHECKED, Health, after
-from gateway.upstreams.outlier import Shown, ejection_seconds, may_eject, verdict
-from policies.upstreams import Address, Destination, HealthCheck, Pool
+from gateway.upstreams.endpoint import Endpoint, Lane
+from gateway.upstreams.health import after
+from gateway.upstreams.outlier import ejection_seconds, may_eject, verdict
+from policies.upstreams import Address, HealthCheck, Pool
 
-Lane = Hashable  # whose connection it is: None where everybody's may be lent to everybody
-_FIRST_ERROR = 500
 _LOG = logging.getLogger(__name__)
-
-
-class Pooled(Protocol):
-    """A connection to an address, as a pool keeps it. `opened_at` and `idle_since` are monotonic seconds."""
-
-    lane: Lane
-    opened_at: float
-    idle_since: float
-    used: bool
-
-    @property
-    def alive(self) -> bool: ...
-
-    def abort(self) -> None: ...
 
 
 class Bounds(Protocol):
@@ -56,182 +39,6 @@ class Bounds(Protocol):
 
     @property
     def max_age(self) -> float: ...
-
-
-class Endpoint:
-    """One address of a pool. Implements `gateway.proxy.upstream_connection.Owner`.
-
-    `active` counts the exchanges that have one of its connections; whoever lends and takes back keeps it. `name` is
-    what the address is called: the name that was looked up, or the host that was written.
-    """
-
-    __slots__ = (
-        "_errors",
-        "_failures",
-        "_idle",
-        "_idle_count",
-        "active",
-        "address",
-        "answers",
-        "bad",
-        "checking",
-        "connections",
-        "destination",
-        "dialling",
-        "ejected_until",
-        "ejections",
-        "health",
-        "name",
-        "next_check",
-        "pool",
-        "retired",
-        "since",
-        "streak",
-        "weight",
-        "why",
-    )
-
-    def __init__(self, pool: LivePool, address: Address, name: str) -> None:
-        self.pool = pool
-        self.address = address
-        self.name = name
-        self.destination = Destination(pool.value.dns or address, pool.value.tls)
-        self.active = 0
-        self.weight = 1.0
-        self.connections: set[Pooled] = set()
-        self.dialling = 0
-        self._idle: dict[Lane, list[Pooled]] = {}
-        self._idle_count = 0
-        self._failures = self._errors = 0  # in a row
-        self.streak = False  # one of them is not zero
-        self.answers = self.bad = 0  # in this interval
-        self.health: Health = UNCHECKED
-        self.next_check = 0.0
-        self.checking = False
-        self.ejections = 0
-        self.ejected_until = 0.0
-        self.since = 0.0  # when it came into service; monotonic
-        self.why = ""
-        self.retired = False  # the pool's no longer
-
-    # --- its connections ----------------------------------------------------------------------------
-
-    def take(self, lane: Lane) -> Pooled | None:
-        """An idle connection of this lane, the one used last."""
-        idle = self._idle.get(lane)
-        while idle:
-            connection = idle.pop()
-            self._idle_count -= 1
-            if connection.alive:
-                return connection
-        return None
-
-    def has_idle(self, lane: Lane) -> bool:
-        return any(connection.alive for connection in self._idle.get(lane, ()))
-
-    def give_back(self, connection: Pooled) -> None:
-        """It is whole and free. One that is too old, or one too many, is closed."""
-        pool = self.pool
-        connection.used = True
-        connection.idle_since = now = pool.clock.monotonic()
-        if self.retired or now - connection.opened_at > pool.bounds.max_age:
-            connection.abort()
-            return
-        if self._idle_count >= pool.bounds.max_idle and not self._evict(connection.lane):
-            connection.abort()
-            return
-        self._idle_count += 1
-        idle = self._idle.get(connection.lane)
-        if idle is None:
-            self._idle[connection.lane] = [connection]
-        else:
-            idle.append(connection)
-
-    def _evict(self, lane: Lane) -> bool:
-        """Make room by closing the connection of another lane that is idle the longest, so that no lane keeps the
-        others out; whether there was one."""
-        others = [idle[0] for other, idle in self._idle.items() if other != lane and idle]
-        if not others:
-            return False
-        self._forget(oldest := min(others, key=lambda each: each.idle_since))
-        oldest.abort()
-        return True
-
-    def opened(self, connection: Pooled) -> None:
-        connection.opened_at = self.pool.clock.monotonic()
-        self.connections.add(connection)
-
-    def closed(self, connection: Pooled) -> None:
-        self.connections.discard(connection)
-        self._forget(connection)
-
-    def _forget(self, connection: Pooled) -> None:
-        idle = self._idle.get(connection.lane)
-        if idle is not None and connection in idle:
-            idle.remove(connection)
-            self._idle_count -= 1
-            if not idle:
-                del self._idle[connection.lane]
-
-    def close_idle(self, before: float) -> None:
-        """Close what is idle since before then (monotonic seconds)."""
-        for connection in [each for idle in self._idle.values() for each in idle if each.idle_since < before]:
-            self._forget(connection)
-            connection.abort()
-
-    def retire(self) -> None:
-        """The address is no longer the pool's: nothing new goes there."""
-        self.retired = True
-        self.close_idle(float("inf"))
-
-    @property
-    def is_full(self) -> bool:
-        bound = self.pool.value.breaker.connections or self.pool.bounds.max_connections
-        return len(self.connections) + self.dialling >= bound
-
-    @property
-    def is_used(self) -> bool:
-        return bool(self.connections or self.dialling)
-
-    # --- what it showed -----------------------------------------------------------------------------
-
-    def answered(self, status: int) -> None:
-        """A whole head of an answer came."""
-        self.answers += 1
-        if status >= _FIRST_ERROR:
-            self.bad += 1
-            self._failures, self._errors, self.streak = 0, self._errors + 1, True
-            self.pool.judge(self)
-        elif self.streak:
-            self._failures, self._errors, self.streak = 0, 0, False
-
-    def failed(self) -> None:
-        """A dial failed, or an answer broke off or did not come."""
-        self._failures, self.streak = self._failures + 1, True
-        self.answers, self.bad = self.answers + 1, self.bad + 1
-        self.pool.judge(self)
-
-    def late(self) -> None:
-        """An answer took longer than its route allows. That may be the request's doing: it counts as an error."""
-        self.answered(_FIRST_ERROR)
-
-    @property
-    def shown(self) -> Shown:
-        return Shown(self._failures, self._errors, self.answers, self.bad)
-
-    def forget_shown(self) -> None:
-        self._failures = self._errors = self.answers = self.bad = 0
-        self.streak = False
-
-    @property
-    def in_service(self) -> bool:
-        return self.health.in_service and not self.ejected_until
-
-    @property
-    def state(self) -> str:
-        if not self.health.in_service:
-            return "unhealthy"
-        return "ejected" if self.ejected_until else "in_service"
 
 
 class LivePool:
@@ -442,32 +249,3 @@ class Repeats:
 def _connections_of(pool: Pool) -> object:
     """What decides of what kind a connection is, and whose."""
     return (pool.dns, pool.tls, pool.proxy_protocol, pool.per_identity)
-
-
-def overview(pools: Iterable[LivePool]) -> list[dict[str, Any]]:
-    """What an operator may know of the pools: their addresses, their state and why it is so."""
-    return [
-        {
-            "pool": pool.value.name,
-            "panicking": pool.panicking,
-            "lookup_failure": pool.lookup_failure.code if pool.lookup_failure else "",
-            "pending": pool.pending,
-            "retrying": pool.retrying,
-            **pool.counted,
-            "addresses": [_about(endpoint, pool.clock.monotonic()) for endpoint in pool.endpoints.values()],
-        }
-        for pool in sorted(pools, key=lambda each: each.value.name)
-    ]
-
-
-def _about(endpoint: Endpoint, now: float) -> dict[str, Any]:
-    return {
-        "address": str(endpoint.address),
-        "name": endpoint.name,
-        "state": endpoint.state,
-        "why": endpoint.why,
-        "back_in_seconds": round(max(0.0, endpoint.ejected_until - now), 1),
-        "active": endpoint.active,
-        "connections": len(endpoint.connections),
-        "weight": round(endpoint.weight, 2),
-    }

@@ -102,10 +102,17 @@ class DnsResolver:
         targets = [record for record in records if record.data.priority == best][:MAX_TARGETS]
         found: dict[Address, str] = {}
         ttl = min(float(record.ttl) for record in records)
+        failed: Fault | None = None
         for target in targets:
-            each = await self._name(target.data.target.rstrip(".").lower(), target.data.port, networks)
-            found |= each.addresses
-            ttl = min(ttl, each.ttl)
+            try:
+                each = await self._name(target.data.target.rstrip(".").lower(), target.data.port, networks)
+            except Fault as fault:
+                failed = fault  # the others serve
+            else:
+                found |= each.addresses
+                ttl = min(ttl, each.ttl)
+        if not found and failed is not None:
+            raise failed
         return Found(dict(list(found.items())[:MAX_ANSWERS]), ttl)
 
     async def _ask(self, name: str, kind: str) -> list[Any]:

@@ -9,14 +9,46 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from gateway.upstreams.endpoint import Endpoint
+from gateway.upstreams.pool import LivePool
+
 Overview = list[dict[str, Any]]
 _COUNTED = ("retries", "retries_refused", "ejections", "dial_failures", "refused")
 _SUMMED = ("pending", "retrying", *_COUNTED)
 
 
-def encode(overview: Overview) -> bytes:
+def overview(pools: Iterable[LivePool]) -> Overview:
+    """What an operator may know of the pools: their addresses, their state and why it is so."""
+    return [
+        {
+            "pool": pool.value.name,
+            "panicking": pool.panicking,
+            "lookup_failure": pool.lookup_failure.code if pool.lookup_failure else "",
+            "pending": pool.pending,
+            "retrying": pool.retrying,
+            **pool.counted,
+            "addresses": [_about(endpoint, pool.clock.monotonic()) for endpoint in pool.endpoints.values()],
+        }
+        for pool in sorted(pools, key=lambda each: each.value.name)
+    ]
+
+
+def _about(endpoint: Endpoint, now: float) -> dict[str, Any]:
+    return {
+        "address": str(endpoint.address),
+        "name": endpoint.name,
+        "state": endpoint.state,
+        "why": endpoint.why,
+        "back_in_seconds": round(max(0.0, endpoint.ejected_until - now), 1),
+        "active": endpoint.active,
+        "connections": len(endpoint.connections),
+        "weight": round(endpoint.weight, 2),
+    }
+
+
+def encode(seen: Overview) -> bytes:
     """One worker's `Upstreams.overview`, to be read by `merged`."""
-    return json.dumps(overview, separators=(",", ":")).encode()
+    return json.dumps(seen, separators=(",", ":")).encode()
 
 
 def merged(answers: Iterable[bytes]) -> Overview:

@@ -88,7 +88,7 @@ async def test_a_health_check_is_dialled_by_a_probe_of_the_enforced_revision_alo
     live = LivePool(pool, UpstreamSettings(), ManualClock())
     (endpoint,) = live.endpoints.values()
     with pytest.raises(TypeError):
-        await upstreams._connect(live, endpoint, None, pool, 1.0, None)  # type: ignore[arg-type]
+        await upstreams._connect(endpoint, None, pool, 1.0, None)  # type: ignore[arg-type]
     routes = RouteTable((route(Address("127.0.0.1", 1), pool={"health": check}),))
     (probe,) = probes_of(PolicyPart(1, "", FakeEngine(), routes)).values()
     assert probe.request("127.0.0.1") == (

@@ -8,7 +8,8 @@ from typing import Any, cast
 from gateway.proxy.http1 import Limits, ResponseHead, ResponseReader
 from gateway.proxy.upstream import UpstreamSettings
 from gateway.proxy.upstream_connection import Sink, UpstreamConnection
-from gateway.upstreams.pool import Endpoint, LivePool
+from gateway.upstreams.endpoint import Endpoint
+from gateway.upstreams.pool import LivePool
 from policies.upstreams import Address, Pool
 from tests.fakes.clock import ManualClock
 

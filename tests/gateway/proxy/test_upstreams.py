@@ -267,6 +267,7 @@ async def test_active_checks_take_an_address_out_and_bring_it_back(tmp_path: Pat
         assert states(plane) == ["in_service", "in_service"]
         await checked(1)
         assert states(plane) == ["unhealthy", "in_service"]
+        assert not any(each.shown.answers for each in plane.upstreams._pools["api"].endpoints.values())
         for number in (0, 1):
             assert await body(await client_of(plane, number, 2)) == b"b"
         a.status = 200
