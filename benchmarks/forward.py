@@ -23,10 +23,10 @@ from benchmarks.field import Field, Round, say, stand
 from benchmarks.figure import Failure, Figure, Pairs, alone, at_most
 from benchmarks.generator import Outcome
 from benchmarks.processes import Subject
-from benchmarks.site import serving
+from benchmarks.site import Site, serving
 
 COMMAND = "python -m benchmarks.run forward"
-SECONDS, WARM_SECONDS = 4.0, 15.0
+SECONDS, WARM_SECONDS = 4.0, 30.0
 ADDED_P99_GOAL_MS = 2.0
 # Of each peer: the figures' ends, and the least ratio.
 _PEERS = {envoy.NAME: ("envoy_opa", 3.0), caddy.NAME: ("caddy", 1.0), nginx.NAME: ("nginx", 0.5)}
@@ -38,8 +38,9 @@ def figures(short: bool) -> Iterator[Figure | Failure]:
             own = served.gateway
             say(f"warming up for {WARM_SECONDS:.0f} s")
             stands.generator.offer(own, seconds=WARM_SECONDS)
-            rounds = 2 if short else 5
+            rounds, before = 2 if short else 5, _evaluated(served)
             measured = Round([own, *stands.peers.values()], lambda subject: _offer(stands, subject)).run(rounds)
+            yield alone("forward_cache_hit_percent", _hit_percent(before, _evaluated(served)), "%", COMMAND)
             yield from _beside_peers(stands, measured, own.name)
             yield from _latencies(stands, own, measured, rounds)
         stands.site.set("policy.cache", entries=0)
@@ -49,6 +50,15 @@ def figures(short: bool) -> Iterator[Figure | Failure]:
             uncached = Round(subjects, lambda subject: _offer(stands, subject)).run(rounds)
             name = "forward_uncached_vs_envoy_opa"
             yield _rates(name, stands, uncached, own.name, envoy.NAME, 1.0)
+
+
+def _evaluated(served: Site) -> tuple[float, float]:
+    """How many decisions were evaluated, and how many requests were answered."""
+    return served.metric("sallyport_decisions_evaluated"), served.metric("sallyport_exchanges_total")
+
+
+def _hit_percent(before: tuple[float, float], after: tuple[float, float]) -> float:
+    return 100 - 100 * (after[0] - before[0]) / (after[1] - before[1])
 
 
 def _offer(stands: Field, subject: Subject) -> Outcome:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -54,6 +56,12 @@ class Site:
     def gateway(self) -> Subject:
         """What serves the data plane, while it does."""
         return Subject("Sallyport", self.ports["gateway"], (self.pid,))
+
+    def metric(self, name: str) -> float:
+        """What `/metrics` tells under this name, over all labels."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports['health']}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if re.match(rf"{name}[ {{]", line))
 
     @property
     def operator(self) -> ApiClient:

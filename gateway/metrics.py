@@ -16,6 +16,7 @@ from gateway.answers import MAX_ROUTES, OTHER, Answers
 from gateway.proxy.http2_budget import Flood
 from gateway.snapshot import SnapshotStore
 from gateway.streams.registry import Registry
+from policies.cached import CachedEngine
 from policies.routes import Priority
 
 
@@ -64,8 +65,14 @@ class GatewayMetrics:
 
     def watch(self, store: SnapshotStore, registry: Registry) -> None:
         """Read these when they are scraped."""
+
+        def evaluated() -> int:
+            policy = store.current.policy
+            return policy.engine.evaluated if policy and isinstance(policy.engine, CachedEngine) else 0
+
         gauges = {
             "sallyport_exchanges_open": ("Exchanges under way", lambda: registry.open_count),
+            "sallyport_decisions_evaluated": ("Decisions of this revision not from the cache", evaluated),
             "sallyport_policy_revision": ("The enforced revision", lambda: store.current.numbers.policy),
             "sallyport_revocations_number": ("Revocations known", lambda: store.current.numbers.revocations),
             "sallyport_heartbeat_timestamp_seconds": ("The authority's last heartbeat", lambda: store.heartbeat_at),

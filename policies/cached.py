@@ -24,7 +24,8 @@ MAX_WAITING = 4096  # decisions under way beyond the cache; more are denied
 
 
 class CachedEngine:
-    """Implements `policies.engine.PolicyEngine` over `engine`, which must have `compiled` loaded."""
+    """Implements `policies.engine.PolicyEngine` over `engine`, which must have `compiled` loaded. `evaluated` counts the
+    decisions that it had to be asked for."""
 
     def __init__(
         self, engine: PolicyEngine, compiled: CompiledPolicy, cache: DecisionCache, mask: Mask | None = None
@@ -36,6 +37,7 @@ class CachedEngine:
         self._freeze = Freezer(compiled.reads, mask or Mask.forgetful())
         self._waiting = 0
         self._flights: dict[bytes, asyncio.Future[Answer | None]] = {}
+        self.evaluated = 0
 
     def peek(self, query: Query) -> Answer | None:
         key = self._key(query)

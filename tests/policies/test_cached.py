@@ -64,7 +64,7 @@ async def test_those_who_ask_the_same_share_one_evaluation() -> None:
     assert await asyncio.gather(*tasks) == [PERMIT] * 50
     assert cached.peek(query()) == PERMIT
     assert await cached.decide(query()) == PERMIT
-    assert len(slow.asked) == 1
+    assert (len(slow.asked), cached.evaluated) == (1, 1)
 
 
 async def test_those_who_ask_otherwise_do_not() -> None:
