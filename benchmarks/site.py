@@ -119,7 +119,11 @@ def serving(site: Site, entry: tuple[str, ...] = ("-m", "sallyport")) -> Iterato
     words = [sys.executable, *entry, "serve", "--config", str(site.config)]
     with running(words, log) as process:
         wait_until(answers(f"http://127.0.0.1:{site.ports['health']}/readyz"), process, log)
-        yield replace(site, pid=process.pid)
+        try:
+            yield replace(site, pid=process.pid)
+        except Exception:
+            print(f"the end of {log}:", *log.read_text().splitlines()[-10:], sep="\n", file=sys.stderr)
+            raise
 
 
 def command(words: list[str]) -> str:

@@ -158,6 +158,7 @@ func (a *asking) keepAsking(i int, now *line, t *tally) {
 		status, err := exchange(now.conn, now.reader, request)
 		left--
 		if err != nil {
+			t.statuses[status]++
 			now.conn.Close()
 			now.err = err
 		} else if asked.After(a.start) && asked.Before(a.end) {

@@ -127,7 +127,7 @@ func (h *holding) keep(g *group, config *tls.Config, request []byte, opened chan
 		status, length, err = readHead(reader)
 	}
 	if err == nil && status != 200 {
-		err = fmt.Errorf("status %d", status)
+		err = refusal(reader, status, length)
 	}
 	if err == nil && length > 0 {
 		_, err = reader.Discard(length)
@@ -197,10 +197,7 @@ func (h *holding) startProbe(connections, rate int, path string) (map[string]any
 			due := time.Now().Add(interval * time.Duration(i) / time.Duration(connections))
 			for ; ; due = due.Add(interval) {
 				time.Sleep(time.Until(due))
-				status, err := exchange(conn, reader, request)
-				if err == nil && status != 200 {
-					err = fmt.Errorf("status %d", status)
-				}
+				_, err := exchange(conn, reader, request)
 				if !h.probe.saw(i, due, interval, err) {
 					return
 				}

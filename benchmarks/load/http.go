@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strconv"
@@ -18,11 +19,20 @@ func exchange(conn net.Conn, reader *bufio.Reader, request []byte) (int, error) 
 	if err != nil {
 		return 0, err
 	}
+	if status != 200 {
+		return status, refusal(reader, status, length)
+	}
 	if length < 0 {
 		return status, discardChunks(reader)
 	}
 	_, err = reader.Discard(length)
 	return status, err
+}
+
+// refusal tells what an answer with another status than 200 says; its head was read.
+func refusal(reader *bufio.Reader, status, length int) error {
+	told, _ := reader.Peek(min(max(length, 0), 300))
+	return fmt.Errorf("status %d: %s", status, told)
 }
 
 // readHead reads an answer's head: its status, and the length of its body, -1 when it is chunked.
