@@ -24,8 +24,8 @@ MAX_WAITING = 4096  # decisions under way beyond the cache; more are denied
 
 
 class CachedEngine:
-    """Implements `policies.engine.PolicyEngine` over `engine`, which must have `compiled` loaded. `evaluated` counts the
-    decisions that it had to be asked for."""
+    """Implements `policies.engine.PolicyEngine` over `engine`, which must have `compiled` loaded. `evaluated` counts
+    the decisions that it had to be asked for."""
 
     def __init__(
         self, engine: PolicyEngine, compiled: CompiledPolicy, cache: DecisionCache, mask: Mask | None = None
@@ -96,6 +96,7 @@ class CachedEngine:
         return answer
 
     def _keep(self, key: bytes | None, query: Query, answer: Answer) -> Answer:
+        self.evaluated += 1
         kept = self._with_input(key, query, answer)
         if key is not None:
             self._cache.put(key, kept)
