@@ -53,6 +53,11 @@ class Fields:
     def has(self, name: str) -> bool:
         return name in self._value
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fields that there are, where their names are values too."""
+        return tuple(map(str, self._value))
+
     def is_text(self, name: str) -> bool:
         """Whether the field is there and a string, for fields of two forms."""
         return isinstance(self._value.get(name), str)

@@ -161,6 +161,12 @@ class Reason(Enum):
     MESSAGE_TOO_LARGE = _Text(413, "the message is larger than its cap", "send a smaller message")
     MESSAGE_MALFORMED = _Text(400, "the message does not follow its schema", "see docs/protocol.md")
     SETTING_INVALID = _Text(500, "a setting is not valid", "correct it in sallyport.toml")
+    SETTING_FIXED = _Text(
+        500, "this setting cannot change while the process serves", "restart to apply it, or put the old value back"
+    )
+    NEW_CODE_REFUSED = _Text(
+        500, "the new version does not start", "see `sallyport serve --check`; the old version serves on"
+    )
     SETTING_UNKNOWN = _Text(500, "there is no such setting", "remove it, or correct its spelling")
     FILE_UNREADABLE = _Text(500, "a file cannot be read", "check its path, owner and mode")
     FILE_MODE_UNSAFE = _Text(500, "a secret's file can be read by others", "chmod 600 it")

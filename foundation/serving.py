@@ -43,21 +43,28 @@ async def serve_api(
     host: str,
     port: int,
     limits: ListenerLimits | None = None,
+    *,
+    listening: socket.socket | None = None,
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve `application` over TLS for as long as the block runs; gives the address that is listened on. `context` is
-    asked for every connection. Raises `Fault(SETTING_INVALID)` when the address cannot be used."""
-    listening = _listen(host, port)
+    asked for every connection. Raises `Fault(SETTING_INVALID)` when the address cannot be used. `listening` listens
+    there already, and is closed at the end."""
+    listening = listening or listen(host, port)
     async with _serve(application, listening, context, limits or ListenerLimits()):
         yield listening.getsockname()[:2]
 
 
 @contextlib.asynccontextmanager
 async def serve_unix(
-    application: web.Application, path: Path, limits: ListenerLimits | None = None
+    application: web.Application,
+    path: Path,
+    limits: ListenerLimits | None = None,
+    *,
+    listening: socket.socket | None = None,
 ) -> AsyncIterator[Path]:
     """Serve `application` at the Unix socket `path`, mode 0600, for as long as the block runs. A socket that nobody
-    listens at any more is replaced. Raises `Fault(SETTING_INVALID)`."""
-    listening = _listen_unix(path)
+    listens at any more is replaced. Raises `Fault(SETTING_INVALID)`. `listening` is as for `serve_api`."""
+    listening = listening or listen_unix(path)
     try:
         async with _serve(application, listening, None, limits or ListenerLimits(per_address=1024)):
             yield path
@@ -153,7 +160,8 @@ class _Acceptor:
             connection.close()  # a failed handshake is the peer's affair; nothing was served
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there. Raises `Fault(SETTING_INVALID)`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -163,7 +171,8 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _listen_unix(path: Path) -> socket.socket:
+def listen_unix(path: Path) -> socket.socket:
+    """A socket that listens at `path`, mode 0600. Raises `Fault(SETTING_INVALID)`."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_dead_socket(path)

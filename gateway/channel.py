@@ -8,6 +8,7 @@ Laws held here:
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from typing import cast
@@ -80,10 +81,17 @@ class Channel(asyncio.Protocol):
     def is_closed(self) -> bool:
         return self._transport is None
 
-    @property
-    def begun(self) -> bytes:
-        """What is here of a message that is not whole."""
-        return self._frames.begun
+    async def release(self) -> tuple[int, bytes]:
+        """Let go of the socket: a descriptor of it that stays open, and what is here of a message that is not whole.
+        What was said has gone out by then."""
+        transport = self._transport
+        if transport is None:
+            return -1, b""
+        transport.pause_reading()
+        await self.wait_taken()
+        descriptor = os.dup(transport.get_extra_info("socket").fileno())
+        self.close()
+        return descriptor, self._frames.begun
 
     def close(self) -> None:
         """End it; `ended` is not called."""

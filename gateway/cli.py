@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -161,25 +160,37 @@ def recover_command(
 def serve_command(
     config: _Config = DEFAULT_CONFIG,
     role: Annotated[Role | None, typer.Option(help="Which part to run; by default what the settings say.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only judge code and settings, and end.")] = False,
 ) -> None:
-    """Run authority and gateway, or one of them, until SIGTERM or SIGINT; what is under way is let end."""
+    """Run authority and gateway, or one of them, until SIGTERM or SIGINT; what is under way is let end.
+
+    SIGHUP reloads certificate, policy key and settings; SIGUSR2 goes on with the code that is installed now.
+    """
     import uvloop  # noqa: PLC0415  # only a server needs it
 
+    import gateway.worker  # noqa: PLC0415  # a check is of all that a start would run
+    from gateway.handover import Handover, take_over  # noqa: PLC0415
     from gateway.orchestrator import Orchestrator, Settings  # noqa: PLC0415  # `--help` needs none of it
+    from gateway.signals import Signals  # noqa: PLC0415
 
     settings = Settings.parse(read_configuration(config), role)
+    if check:
+        _out.print(f"{gateway.worker.__name__} and {config} are good", soft_wrap=True)
+        return
     configure_logging(settings.plane.telemetry.log_level)
+    left = take_over()
 
-    async def run() -> None:
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        await Orchestrator(settings).run(stop)
+    async def run() -> Handover | None:
+        signals = Signals()
+        signals.install()
+        return await Orchestrator(settings, left).run(signals)
 
     try:
-        uvloop.run(run())
+        following = uvloop.run(run())
     except BaseExceptionGroup as failures:
         raise _first_fault(failures) from failures
+    if following is not None:
+        following.execute()
 
 
 @explain.command()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from foundation.faults import Fault
 from foundation.fields import Fields
@@ -81,6 +83,11 @@ class Configuration:
     path: Path
     raw: bytes
     top: Fields
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """All of it, as TOML's values."""
+        return tomllib.loads(self.raw.decode("utf-8"))
 
     def section(self, name: str) -> Fields:
         """The section of one part; an empty one when it is missing."""

@@ -28,6 +28,7 @@ _F64 = struct.Struct(">d")
 _U32 = struct.Struct(">I")
 MAX_CONFIGURATION = 4 << 20
 MAX_QUESTION = 64 << 10
+MAX_KEY = 4096
 MAX_ANSWER = 16 << 20
 MAX_SOCKETS = 1024
 LAST_WORD = 0
@@ -43,7 +44,7 @@ T = TypeVar("T")
 class Configure:
     """The first order. `settings` is the text of sallyport.toml as the main process judged it; `number` names the
     worker's folder of the decision log; `of` is how many share the gateway's limits; `now` is trust time (seconds since
-    the Unix epoch); the rest are paths of PEM files and the policy key's public half (PEM)."""
+    the Unix epoch); the rest are paths of PEM files."""
 
     settings: str
     path: str
@@ -53,7 +54,6 @@ class Configure:
     certificate: str
     key: str
     root: str
-    policy_key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,11 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load a revision beside the one in force. `at` is when it was published, in seconds since the Unix epoch."""
+    """Load a revision beside the one in force. `key` is the policy key (PEM) by which the main process verified it;
+    `at` is when it was published, in seconds since the Unix epoch."""
 
     revision: int
+    key: bytes
     bundle: bytes
     at: float = 0.0
 
@@ -223,7 +225,6 @@ def _configure(body: bytes) -> Configure:
         certificate=fields.text("certificate"),
         key=fields.text("key"),
         root=fields.text("root"),
-        policy_key=fields.text("policy_key"),
     )
     return _whole(fields, found)
 
@@ -241,11 +242,6 @@ def _failed(body: bytes) -> Failed:
 
 def _number_and(body: bytes) -> tuple[int, bytes]:
     return _exactly(_U64, body[: _U64.size]), body[_U64.size :]
-
-
-def _load(body: bytes) -> Load:
-    revision, rest = _number_and(body)
-    return Load(revision, rest[_F64.size :], _time(rest[: _F64.size]))
 
 
 def _exactly(form: struct.Struct, body: bytes) -> Any:
@@ -299,6 +295,20 @@ def _segment(body: bytes) -> SegmentFull:
     return SegmentFull(body.decode("ascii"))
 
 
+def _write_load(message: Load) -> bytes:
+    head = _U64.pack(message.revision) + _F64.pack(message.at) + _U32.pack(len(message.key))
+    return b"%b%b%b" % (head, message.key, message.bundle)
+
+
+def _load(body: bytes) -> Load:
+    revision, rest = _number_and(body)
+    at, rest = _time(rest[: _F64.size]), rest[_F64.size :]
+    length, rest = _exactly(_U32, rest[: _U32.size]), rest[_U32.size :]
+    if length > min(MAX_KEY, len(rest)):
+        raise Fault(Reason.MESSAGE_MALFORMED, "expected a key", field="control")
+    return Load(revision, rest[:length], rest[length:], at)
+
+
 def _empty(message: T) -> Callable[[bytes], T]:
     def read(body: bytes) -> T:
         return message
@@ -315,13 +325,7 @@ _ORDERS = (
         lambda m: _U64.pack(m.sequence) + encode_change(m.change)[:-1],
         _changed,
     ),
-    _Kind(
-        3,
-        Load,
-        MAX_BUNDLE_BYTES + _U64.size + _F64.size,
-        lambda m: _U64.pack(m.revision) + _F64.pack(m.at) + m.bundle,
-        _load,
-    ),
+    _Kind(3, Load, MAX_BUNDLE_BYTES + MAX_KEY + _U64.size + _F64.size + _U32.size, _write_load, _load),
     _Kind(
         4,
         Enforce,

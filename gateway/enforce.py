@@ -27,7 +27,7 @@ from gateway.proxy.route import RouteTable
 from gateway.snapshot import PolicyPart
 from policies.engine import PolicyEngine
 from policies.lifecycle.revision import LoadedRevision, verify
-from policies.lifecycle.signing import VerifyingKey
+from policies.lifecycle.signing import VerifyingKey, parse_verifying_key
 from policies.loading import load_engine
 from policies.model import FOREVER
 from policies.settings import PolicySettings
@@ -36,11 +36,34 @@ CLOCK_SECONDS = 5.0
 _MAX_FLOOR_BYTES = 1024
 
 
-LoadEverywhere = Callable[[PolicyPublished], Awaitable[None]]
+LoadEverywhere = Callable[[PolicyPublished, VerifyingKey], Awaitable[None]]
 
 
-async def _nowhere_else(published: PolicyPublished) -> None:
+async def _nowhere_else(published: PolicyPublished, key: VerifyingKey) -> None:
     """Where one process is all there is."""
+
+
+class PinnedKey:
+    """The policy key that this gateway pins, in a PEM file. Raises `Fault(FILE_UNREADABLE | REVISION_SIGNATURE)`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._pem = self._read()
+        self.key = parse_verifying_key(self._pem)
+
+    def load(self) -> bool:
+        """Read it anew; whether it is another. Raises `Fault`; then the one before stays."""
+        pem = self._read()
+        if pem == self._pem:
+            return False
+        self.key, self._pem = parse_verifying_key(pem), pem
+        return True
+
+    def _read(self) -> bytes:
+        try:
+            return self._path.read_bytes()
+        except OSError as error:
+            raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(self._path)) from error
 
 
 class Floor(NamedTuple):
@@ -61,8 +84,8 @@ class Enforcer:
         mask: Mask | None = None,
         everywhere: LoadEverywhere = _nowhere_else,
     ) -> None:
-        """`mask` is for what the record keeps of questions. `everywhere` loads what is verified wherever else it is to
-        be enforced; it raises `Fault` when that cannot be."""
+        """`mask` is for what the record keeps of questions. `everywhere` loads what is verified by `key` wherever else
+        it is to be enforced; it raises `Fault` when that cannot be."""
         self._settings = settings
         self._mask = mask
         self.key = key
@@ -76,7 +99,7 @@ class Enforcer:
         _check_above(floor, loaded)
         engine = await load_engine(loaded.compiled, self._settings, mask=self._mask)
         try:
-            await self._everywhere(published)
+            await self._everywhere(published, self.key)
             await asyncio.to_thread(write_floor, self._floor_file, Floor(loaded.number, loaded.digest))
         except BaseException:
             await engine.close()
@@ -84,9 +107,11 @@ class Enforcer:
         return _part(loaded, engine, published.at)
 
 
-async def load_part(published: PolicyPublished, key: VerifyingKey, settings: PolicySettings, mask: Mask) -> PolicyPart:
-    """A worker's own part of a revision that the main process holds against the floor. Raises `Fault`."""
-    loaded = await asyncio.to_thread(verify, published.bundle, key, published.revision - 1)
+async def load_part(published: PolicyPublished, key: bytes, settings: PolicySettings, mask: Mask) -> PolicyPart:
+    """A worker's own part of a revision that the main process verified by `key` (PEM) and holds against the floor.
+    Raises `Fault`."""
+    verifying = parse_verifying_key(key)
+    loaded = await asyncio.to_thread(verify, published.bundle, verifying, published.revision - 1)
     engine = await load_engine(loaded.compiled, settings, mask=mask)
     return _part(loaded, engine, published.at)
 

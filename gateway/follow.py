@@ -44,8 +44,12 @@ class Kept(Protocol):
 class Followers(Protocol):
     """Who else applies the same changes in the same order (`gateway.supervisor`)."""
 
-    async def apply(self, change: Change) -> None:
+    def apply(self, change: Change) -> None:
         """Tell `change`, before it is in force here."""
+        ...
+
+    async def keep_up(self) -> None:
+        """Wait for who has much to read still."""
         ...
 
     def enforce(self, revision: int) -> None:
@@ -56,7 +60,10 @@ class Followers(Protocol):
 class Alone:
     """Nobody else."""
 
-    async def apply(self, change: Change) -> None:
+    def apply(self, change: Change) -> None:
+        pass
+
+    async def keep_up(self) -> None:
         pass
 
     def enforce(self, revision: int) -> None:
@@ -130,8 +137,9 @@ class Follower:
         if isinstance(change, PolicyPublished):
             await self._publish(change)
             return
-        await self._others.apply(change)
+        self._others.apply(change)
         self._store.apply(change)
+        await self._others.keep_up()
         if isinstance(change, Heartbeat):
             self._numbers = change.numbers
             if self._put_off is not None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import ssl
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +46,9 @@ class Certificates:
         self.root = root
         self._protocols = protocols
         self.generation = 0
+        self.changed: Callable[[], None] = _nothing  # called when others were loaded
         self._contexts: _Contexts | None = None
-        self._read = b""
+        self._read = (b"", b"")
         self.leaf: x509.Certificate | None = None
 
     def load(self) -> bool:
@@ -58,7 +59,7 @@ class Certificates:
             leaf = x509.load_pem_x509_certificate(read)
         except (OSError, ValueError) as error:
             raise Fault(Reason.FILE_UNREADABLE, "no certificate and root", field=str(self.pair.certificate)) from error
-        if read == self._read:
+        if (read, root) == self._read:
             return False
         self._contexts = _Contexts(
             proven=server_context(self.pair, client_roots=root),
@@ -67,8 +68,9 @@ class Certificates:
             strangers=server_context(self.pair, client_roots=None, present=root),
             client=client_context(root, pair=self.pair),
         )
-        self._read, self.leaf = read, leaf
+        self._read, self.leaf = (read, root), leaf
         self.generation += 1
+        self.changed()
         return True
 
     def proven(self) -> ssl.SSLContext:
@@ -104,6 +106,10 @@ class Certificates:
     def expired(self, now: float) -> bool:
         """Whether nobody believes this certificate any more."""
         return self.leaf is None or now >= self.leaf.not_valid_after_utc.timestamp()
+
+
+def _nothing() -> None:
+    pass
 
 
 class Renewal:

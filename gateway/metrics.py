@@ -106,6 +106,7 @@ class ProcessMetrics:
         self._dropped = Counter("sallyport_decisions_dropped", "Decisions no longer on record", registry=registry)
         self._ended = Counter("sallyport_workers_ended", "Workers that ended unasked", ("how",), registry=registry)
         self._ready = Gauge("sallyport_workers_ready", "Workers that carry the data plane", registry=registry)
+        self._reloads = Counter("sallyport_reloads", "Reloads of the settings", ("result",), registry=registry)
         lag = Gauge("sallyport_clock_behind_seconds", "How far the wall clock lags trust time", registry=registry)
         lag.set_function(behind)
 
@@ -119,3 +120,7 @@ class ProcessMetrics:
 
     def workers_ready(self, count: int) -> None:
         self._ready.set(count)
+
+    def reloaded(self, result: str) -> None:
+        """`result` is `applied`, `unchanged` or `refused`."""
+        self._reloads.labels(result).inc()

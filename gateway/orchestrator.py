@@ -15,14 +15,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 
+from foundation import notify
 from foundation.api import ApiRoute, api_application, public_application
 from foundation.audit.log import MerkleAuditLog
 from foundation.audit.settings import AuditSettings
@@ -37,9 +40,10 @@ from foundation.files import make_private_folder
 from foundation.hotstate.memory import HotStateSettings, MemoryHotState
 from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import AttestationClass, Revocation
-from foundation.ports import ChangeFeed, IdentityDirectory
+from foundation.logs import configure_logging
+from foundation.ports import AuditEvent, ChangeFeed, IdentityDirectory
 from foundation.reasons import Reason
-from foundation.serving import serve_api, serve_unix
+from foundation.serving import listen, listen_unix, serve_api, serve_unix
 from foundation.storage.database import Database
 from foundation.storage.settings import StorageSettings
 from foundation.telemetry import Telemetry
@@ -50,12 +54,13 @@ from gateway.api.explaining import Explainer
 from gateway.api.operators import OperatorsApi
 from gateway.api.settings import ApiSettings
 from gateway.api.upstreams import UpstreamsApi
-from gateway.configuration import Configuration, Role, SystemSettings
+from gateway.configuration import Configuration, Role, SystemSettings, read_configuration
 from gateway.control import Configure
 from gateway.directory import SnapshotDirectory
-from gateway.enforce import Enforcer, try_out
+from gateway.enforce import Enforcer, PinnedKey, try_out
 from gateway.feed import HttpFeed, UpstreamAuthoritySettings
 from gateway.follow import Follower
+from gateway.handover import Handover, try_new_code
 from gateway.health import HealthSettings, health_app
 from gateway.identity import Certificates, Renewal
 from gateway.keep import KeptFacts, read_facts
@@ -64,11 +69,14 @@ from gateway.metrics import ProcessMetrics
 from gateway.plane import MASK_KEY, PlaneSettings
 from gateway.proxy.assertion import published_keys
 from gateway.records import recording
+from gateway.reloading import changed, needs_restart
 from gateway.scrape import Scrape
 from gateway.shelf import RevisionShelf
+from gateway.signals import Asked, Signals
 from gateway.snapshot import SnapshotStore
-from gateway.sockets import bind_all
-from gateway.supervisor import Pool, Supervisor
+from gateway.sockets import Sockets, bind_all
+from gateway.supervised import Pool
+from gateway.supervisor import Supervisor
 from pki.api.enrolment import enrolment_routes, renewal_routes
 from pki.api.routes import authority_routes
 from pki.api.standing import Standing
@@ -79,11 +87,12 @@ from pki.enrol.service import EnrolmentService
 from pki.enrol.settings import EnrolmentSettings
 from pki.settings import AuthoritySettings
 from policies.lifecycle.revision import build
-from policies.lifecycle.signing import VerifyingKey, load_signing_key, parse_verifying_key, public_pem
+from policies.lifecycle.signing import load_signing_key
 from policies.lifecycle.workspace import read_workspace
 from policies.settings import PolicySettings
 
 CHORES_EVERY = 600.0
+MAX_NAMED = 32  # settings that an event of the audit log names
 _LOG = logging.getLogger(__name__)
 
 
@@ -171,7 +180,7 @@ class _Base:
     decisions: DecisionLog
     segments: SegmentCloser
     metrics: ProcessMetrics
-    policy_key: VerifyingKey
+    policy_key: PinnedKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +202,7 @@ class _GatewayParts:
     the authority is here: its database keeps everything."""
 
     store: SnapshotStore
+    enforcer: Enforcer
     follower: Follower
     kept: KeptFacts | None
     workers: Supervisor
@@ -203,19 +213,34 @@ class _GatewayParts:
     watch: Watch
 
 
-class Orchestrator:
-    """One process of the role that the settings name. `run` returns when `stop` is set and everything has ended."""
+class _Address(Protocol):
+    """Where to listen."""
 
-    def __init__(self, settings: Settings) -> None:
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
+
+
+class Orchestrator:
+    """The main process of the role that the settings name. `left` is what a main process before it left."""
+
+    def __init__(self, settings: Settings, left: Handover | None = None) -> None:
         self._settings = settings
+        self._left = left
+        self._sockets = Sockets(left.sockets if left else {})
         self.started = asyncio.Event()
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Start everything, serve until `stop`, drain, stop everything. Raises `Fault` when a part cannot start."""
+    async def run(self, signals: Signals) -> Handover | None:
+        """Start everything, serve, and do what `signals` ask, until they ask to stop or to upgrade; then stop
+        everything. What the next main process takes over, in an upgrade. Raises `Fault` when a part cannot start."""
+        stop = signals.stop
         async with AsyncExitStack() as stack:
+            stack.callback(self._sockets.close)
             base = await self._open_base(stack)
             source = await self._open_source(stack, base)
-            gateway = self._build_gateway(stack, base, source)
+            gateway = self._build_gateway(base, source)
             stack.push_async_callback(gateway.shelf.close)
             background = [base.time.run, gateway.workers.run, gateway.follower.run, source.keep_certificate]
             if gateway.kept is not None:
@@ -225,13 +250,63 @@ class Orchestrator:
             await _either(gateway.follower.caught_up.wait(), stop.wait())
             await _either(gateway.workers.wait_ready(), stop.wait())
             if stop.is_set():
-                return
+                return None
             await self._listen(stack, base, source, gateway)
+            self._sockets.close_left()
             gateway.workers.accept()
             _settle_memory()
             self.started.set()
-            await stop.wait()
-            await gateway.workers.drain(self._settings.plane.processes.drain)
+            notify.ready()
+            return await self._attend(signals, base, source, gateway)
+
+    async def _attend(self, signals: Signals, base: _Base, source: _Source, gateway: _GatewayParts) -> Handover | None:
+        """Do what is asked while everything serves."""
+        while True:
+            match await signals.next():
+                case Asked.STOP:
+                    notify.stopping()
+                    await gateway.workers.drain(self._settings.plane.processes.drain)
+                    return None
+                case Asked.RELOAD:
+                    notify.reloading()
+                    await _either(self._reload(base, source, gateway), signals.stop.wait())
+                    notify.ready()
+                case Asked.UPGRADE:
+                    notify.reloading()
+                    if await _may_upgrade(base):
+                        sequence, workers = await gateway.workers.hand_over()
+                        return Handover(sequence, self._sockets.duplicates(), workers)
+                    notify.ready()
+
+    async def _reload(self, base: _Base, source: _Source, gateway: _GatewayParts) -> None:
+        """Read certificate, policy key and settings anew. What is wrong is told, and what was stays."""
+        try:
+            source.certificates.load()
+            if base.policy_key.load():
+                gateway.enforcer.key = base.policy_key.key
+            result = await self._apply_settings(base, source, gateway)
+        except Fault as fault:
+            _LOG.error("the settings stay as they were: %s", fault)
+            refused = AuditEvent("settings.refused", "system", fault.field or "settings", fault.reason.code)
+            await base.audit.append(refused)
+            result = "refused"
+        base.metrics.reloaded(result)
+
+    async def _apply_settings(self, base: _Base, source: _Source, gateway: _GatewayParts) -> str:
+        before = self._settings
+        settings = Settings.parse(read_configuration(before.configuration.path), before.system.role)
+        paths = changed(before.configuration.document, settings.configuration.document)
+        fixed = [path for path in paths if needs_restart(path)]
+        if fixed:
+            raise Fault(Reason.SETTING_FIXED, field=", ".join(fixed[:MAX_NAMED]))
+        if not paths:
+            return "unchanged"
+        event = AuditEvent("settings.reloaded", "system", "settings", detail={"changed": list(paths[:MAX_NAMED])})
+        await base.audit.append(event)
+        await gateway.workers.replace(self._pool(settings, base, source))
+        self._settings = settings
+        configure_logging(settings.plane.telemetry.log_level)
+        return "applied"
 
     # --- building, in the order of the start ------------------------------------------------------
 
@@ -250,7 +325,7 @@ class Orchestrator:
         decisions = await DecisionLog.open(settings.plane.decisions, time, segments, metrics.dropped, mask)
         stack.push_async_callback(decisions.close)
         await segments.mend_workers()
-        policy_key = parse_verifying_key(_read(settings.policy_key_file))
+        policy_key = PinnedKey(settings.policy_key_file)
         return _Base(telemetry, time, audit, mask, decisions, segments, metrics, policy_key)
 
     async def _open_source(self, stack: AsyncExitStack, base: _Base) -> _Source:
@@ -300,15 +375,16 @@ class Orchestrator:
             keep_certificate=Renewal(certificates, renew, base.time).run,
         )
 
-    def _build_gateway(self, stack: AsyncExitStack, base: _Base, source: _Source) -> _GatewayParts:
+    def _build_gateway(self, base: _Base, source: _Source) -> _GatewayParts:
         settings, store = self._settings, SnapshotStore()
         record = recording(base.decisions, base.time)
         state = settings.system.state
-        workers = Supervisor(self._pool(stack, base, source), store, base.time, base.metrics)
-        enforcer = Enforcer(settings.policy, base.policy_key, state / "policy.floor", base.mask, workers.load)
+        workers = Supervisor(self._pool(settings, base, source), store, base.time, base.metrics, self._left)
+        source.certificates.changed = workers.renewed
+        enforcer = Enforcer(settings.policy, base.policy_key.key, state / "policy.floor", base.mask, workers.load)
         is_here = isinstance(settings.authority, AuthoritySections)
         kept = None if is_here else KeptFacts(state / "facts", store.present, base.time)
-        shelf = RevisionShelf(state / "revisions", base.policy_key, settings.policy)
+        shelf = RevisionShelf(state / "revisions", base.policy_key.key, settings.policy)
         follower = Follower(source.feed, store, shelf.keeping(enforcer), base.audit, base.time, kept, workers)
         scrape = Scrape(base.telemetry.registry, lambda: workers.ask("metrics"), lambda: workers.living)
         workers.last_words = scrape.farewell
@@ -319,6 +395,7 @@ class Orchestrator:
         watch = Watch(store, base.time, settings.plane.staleness, scrape.gather, workers.ask, ready)
         return _GatewayParts(
             store,
+            enforcer,
             follower,
             kept,
             workers,
@@ -337,16 +414,14 @@ class Orchestrator:
             watch,
         )
 
-    def _pool(self, stack: AsyncExitStack, base: _Base, source: _Source) -> Pool:
+    def _pool(self, settings: Settings, base: _Base, source: _Source) -> Pool:
         """The workers; none where no data plane is wanted."""
-        settings = self._settings
         plane, count = settings.plane, settings.plane.processes.workers
         if plane.system.role is Role.AUTHORITY:
             count = 0
         where = plane.listener
-        listening = bind_all(where.host, where.port, count)
-        for each in listening:
-            stack.callback(each.close)
+        name = f"gateway {where.host} {where.port}"
+        listening = self._sockets.take(name, lambda: bind_all(where.host, where.port, count))
 
         def configure(number: int) -> Configure:
             return Configure(
@@ -358,7 +433,6 @@ class Orchestrator:
                 certificate=str(source.certificates.pair.certificate),
                 key=str(source.certificates.pair.key),
                 root=str(source.certificates.root),
-                policy_key=public_pem(base.policy_key).decode(),
             )
 
         return Pool(count, configure, listening, base.segments, plane)
@@ -377,7 +451,8 @@ class Orchestrator:
         }
         health = health_app(gateway.watch.gather, waits, gateway.watch.notes)
         settings = self._settings.health
-        await stack.enter_async_context(_serve_plain(health, settings.host, settings.port))
+        (listening,) = self._take("health", settings.host, settings.port)
+        await stack.enter_async_context(_serve_plain(health, listening))
 
     async def _listen(self, stack: AsyncExitStack, base: _Base, source: _Source, gateway: _GatewayParts) -> None:
         settings, certificates = self._settings, source.certificates
@@ -390,18 +465,27 @@ class Orchestrator:
         local = api_application(routes, LocalCallers(domain).identify, gateway.authorizer, clock=base.time)
         enter = stack.enter_async_context
         if isinstance(settings.authority, AuthoritySections):
-            enrolment, where = (
-                public_application(source.enrolment_routes, clock=base.time),
-                settings.authority.enrolment,
-            )
-            await enter(serve_api(enrolment, certificates.strangers, where.host, where.port))
-        await enter(serve_api(api, certificates.proven, settings.api.host, settings.api.port))
-        await enter(serve_unix(local, settings.api.socket))
+            enrolment = public_application(source.enrolment_routes, clock=base.time)
+            await enter(self._serve("enrolment", enrolment, certificates.strangers, settings.authority.enrolment))
+        await enter(self._serve("api", api, certificates.proven, settings.api))
+        path = settings.api.socket
+        (unix,) = self._sockets.take(f"local {path}", lambda: [listen_unix(path)])
+        await enter(serve_unix(local, path, listening=unix))
+
+    def _serve(
+        self, name: str, application: web.Application, context: Callable[[], ssl.SSLContext], where: _Address
+    ) -> AbstractAsyncContextManager[Any]:
+        host, port = where.host, where.port
+        (listening,) = self._take(name, host, port)
+        return serve_api(application, context, host, port, listening=listening)
+
+    def _take(self, name: str, host: str, port: int) -> Sequence[socket.socket]:
+        return self._sockets.take(f"{name} {host} {port}", lambda: [listen(host, port)])
 
 
 def _authority_routes(base: _Base, authority: Authority, trust_domain: str, policy: PolicySettings) -> list[ApiRoute]:
     async def verify_bundle(bundle: bytes) -> int:
-        return await try_out(bundle, base.policy_key, policy)
+        return await try_out(bundle, base.policy_key.key, policy)
 
     def audit_head() -> Mapping[str, Any]:
         return base.audit.head.to_json()
@@ -424,6 +508,18 @@ async def _do_chores(
             _LOG.error("a chore failed: %s", fault)
 
 
+async def _may_upgrade(base: _Base) -> bool:
+    """Whether the code that is installed now starts with these settings; audited either way."""
+    try:
+        await try_new_code()
+    except Fault as fault:
+        _LOG.error("no upgrade: %s", fault)
+        await base.audit.append(AuditEvent("upgrade.refused", "system", "process", fault.reason.code))
+        return False
+    await base.audit.append(AuditEvent("upgrade.begun", "system", "process"))
+    return True
+
+
 def _settle_memory() -> None:
     """What was made by now stays. The garbage collector need not look through it again: that would stop every
     connection for as long as it takes."""
@@ -441,25 +537,21 @@ def _waits_for(store: SnapshotStore, follower: Follower) -> str:
 async def _either(*awaited: Coroutine[Any, Any, Any]) -> None:
     waits = [asyncio.ensure_future(each) for each in awaited]
     try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for each in done:
+            each.result()
     finally:
         for wait in waits:
             wait.cancel()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
+        await asyncio.gather(*waits, return_exceptions=True)
 
 
 @asynccontextmanager
-async def _serve_plain(application: web.Application, host: str, port: int) -> AsyncIterator[None]:
+async def _serve_plain(application: web.Application, listening: socket.socket) -> AsyncIterator[None]:
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        await web.SockSite(runner, listening).start()
         yield
     finally:
         await runner.cleanup()

@@ -17,14 +17,12 @@ import asyncio
 import itertools
 import logging
 import math
+import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Protocol
 
 from foundation.clock import Clock
-from foundation.decisionlog.closing import Closer
 from foundation.decisionlog.folders import worker_folder
 from foundation.decisionlog.ids import is_decision_id
 from foundation.decisionlog.segments import OPEN_SUFFIX
@@ -32,33 +30,27 @@ from foundation.faults import Fault
 from foundation.files import make_private_folder
 from foundation.identity import Change, Heartbeat, PolicyPublished
 from foundation.reasons import Reason
-from gateway.channel import Channel
 from gateway.control import (
     LAST_WORD,
-    Acknowledged,
     Answered,
     Ask,
     Beat,
     Changed,
-    Configure,
-    Configured,
     Drain,
     Enforce,
-    Failed,
     Forget,
-    Frames,
     Listen,
     Load,
-    Loaded,
     Message,
-    NotLoaded,
     Renewed,
     SegmentFull,
 )
-from gateway.plane import PlaneSettings
+from gateway.handover import HandedWorker, Handover
 from gateway.processes import Process
 from gateway.scrape import Told
 from gateway.snapshot import SnapshotStore
+from gateway.supervised import Lineage, Pool, Worker
+from policies.lifecycle.signing import VerifyingKey, public_pem
 
 TICK_SECONDS = 0.05
 BEAT_SECONDS = 1.0
@@ -68,9 +60,11 @@ LOAD_SECONDS = 60.0
 ASK_SECONDS = 2.0
 START_SECONDS = 60.0
 PAUSE_FIRST, PAUSE_LAST = 0.1, 5.0
+MAX_NUMBERS = 128  # workers at one time, those that retire included
+RETIRE_GRACE = 2.0
+RELEASE_SECONDS = 1.0
 LIVED = 10.0  # seconds after which a death is no failed start
 TOLD_AT_ONCE = 256
-WORKER_MODULE = "gateway.worker"
 _LOG = logging.getLogger(__name__)
 
 
@@ -83,171 +77,134 @@ class SupervisorMetrics(Protocol):
     def workers_ready(self, count: int) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """What the workers are given: how many there are, how each is configured (by its number), the sockets they share,
-    and who closes what they keep of their decisions."""
-
-    count: int
-    configure: Callable[[int], Configure]
-    listening: Sequence[socket.socket]
-    closer: Closer
-    settings: PlaneSettings
-    module: str = WORKER_MODULE
-
-    @property
-    def decisions(self) -> Path:
-        return self.settings.decisions.directory
-
-
-class Worker:
-    """One worker as the main process sees it."""
-
-    def __init__(self, number: int, process: Process, on_report: Callable[[Worker, Message | None], None]) -> None:
-        self.number = number
-        self.process = process
-        self.channel: Channel | None = None
-        self.following = False  # it gets every change as it comes
-        self.ready = False  # it may accept
-        self.draining = False
-        self.killed = False  # by us, for it was silent
-        self.places: tuple[int, ...] = ()  # of the sockets that it accepts from
-        self.holds: set[int] = set()  # the revisions that it could enforce
-        self.acknowledged = 0
-        self.owes = 0  # the newest change of trust that it must acknowledge
-        self.behind: list[Message] | None = None  # what came since it began to be told the present state
-        self.fault: Fault | None = None  # why it ends, by its own word
-        self._on_report = on_report
-        self._heard = 0
-        self._mute = self._silent = 0
-        self._waits: dict[str, asyncio.Future[bytes]] = {}
-
-    async def open(self, end: socket.socket) -> None:
-        self.channel = await Channel.open(end, Frames.of_reports(), self._take, self._ended)
-
-    def send(self, order: Message, *, large: bool = False) -> None:
-        if self.channel is not None:
-            self.channel.send(order, large=large)
-
-    async def wait_for(self, what: str, seconds: float) -> bytes:
-        """Until it reports `what`. Raises `Fault` when it ends before, or takes longer."""
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waits[what] = future
-        try:
-            async with asyncio.timeout(seconds):
-                return await future
-        except TimeoutError:
-            raise Fault(Reason.INTERNAL, f"worker {self.number} does not answer: {what}") from None
-        finally:
-            self._waits.pop(what, None)
-
-    def resolve(self, what: str, value: bytes = b"", fault: Fault | None = None) -> None:
-        future = self._waits.get(what)
-        if future is not None and not future.done():
-            future.set_exception(fault) if fault else future.set_result(value)
-
-    def tick(self) -> tuple[int, int]:
-        """For how many ticks it has said nothing: in all, and of those while it owed something."""
-        heard = self.channel.heard if self.channel else 0
-        self._mute = self._mute + 1 if heard == self._heard else 0
-        owing = self._mute and self.acknowledged < self.owes
-        self._silent = self._silent + 1 if owing else 0
-        self._heard = heard
-        return self._mute, self._silent
-
-    @property
-    def ended(self) -> bool:
-        return self.process.code is not None or self.channel is None or self.channel.is_closed
-
-    def check_alive(self) -> None:
-        """Raises `Fault` with why it ended, when it has."""
-        if self.ended:
-            raise self.fault or Fault(Reason.INTERNAL, f"worker {self.number} ended")
-
-    def kill(self) -> None:
-        self.process.kill()
-
-    def _take(self, message: Message) -> None:
-        match message:
-            case Acknowledged():
-                self.acknowledged = message.sequence
-            case Configured():
-                self.resolve("configured")
-            case Loaded():
-                self.resolve(f"loaded {message.revision}")
-            case NotLoaded():
-                self.resolve(f"loaded {message.revision}", fault=_fault(message.reason, message.detail))
-            case Answered():
-                self.resolve(f"answered {message.number}", message.body)
-            case Failed():
-                self.fault = _fault(message.reason, message.detail, message.field)
-        self._on_report(self, message)
-
-    def _ended(self, fault: Fault | None) -> None:
-        """The channel is closed, by what it said or because it is gone."""
-        if fault is not None:
-            _LOG.error("worker %d is ended: %s", self.number, fault)
-            self.kill()
-        self._on_report(self, None)
-        gone = self.fault or Fault(Reason.INTERNAL, f"worker {self.number} ended")
-        for future in list(self._waits.values()):
-            if not future.done():
-                future.set_exception(gone)
-
-
-class Lineage:
-    """A worker and those that replace it, one after the other."""
-
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
-        self.retiring = False
-        self.worker: Worker | None = None
-
-
 class Supervisor:
     """The workers of one gateway. Keep `run` running; `accept` lets them accept."""
 
-    def __init__(self, pool: Pool, facts: SnapshotStore, time: Clock, metrics: SupervisorMetrics) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        facts: SnapshotStore,
+        time: Clock,
+        metrics: SupervisorMetrics,
+        left: Handover | None = None,
+    ) -> None:
+        """`left` are the workers of the main process before us: they serve until ours take over."""
+        self._left = left.workers if left else ()
         self._pool = pool
         self._facts = facts
         self._time = time
         self._metrics = metrics
         self._workers: list[Worker] = []
         self._lineages: list[Lineage] = []
-        self._sequence = 0
+        self._group: asyncio.TaskGroup | None = None
+        self._sequence = left.sequence if left else 0
         self._question = itertools.count(1)
-        self._enforced: PolicyPublished | None = None
-        self._candidate: PolicyPublished | None = None
+        self._enforced: Load | None = None
+        self._candidate: Load | None = None
         self._accepting = False
-        self._numbers: set[int] = set()
-        self._ready = asyncio.Event()
-        if not pool.count:
-            self._ready.set()
+        self._numbers = {each.number for each in self._left}
+        self._started = asyncio.Event()
         self.last_words: Callable[[Told], None] = _unheard
         self._changed = asyncio.Event()  # some worker got further, or ended
 
     # --- its life ---------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep the workers, until cancelled; then they are killed. Raises the `Fault` of one that cannot start at
-        first."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self._pool.count):
-                lineage = Lineage(self._pool)
-                self._lineages.append(lineage)
-                group.create_task(self._keep(lineage))
-            group.create_task(self._watch())
+        """Keep the workers, until cancelled; then they are killed."""
+        async with asyncio.TaskGroup() as self._group:
+            for each in self._left:
+                self._group.create_task(self._adopt(each))
+            self._lineages = self._begin(self._pool)
+            self._started.set()
+            await self._watch()
 
     async def wait_ready(self) -> None:
-        """Until every worker could accept."""
-        await self._ready.wait()
+        """Until every worker could accept. Raises the `Fault` of one that cannot start."""
+        await self._started.wait()
+        await _all_settled(self._lineages)
 
     def accept(self) -> None:
         """From now on the sockets listen, and whoever is ready accepts."""
         for each in self._pool.listening:
             each.listen(self._pool.settings.listener.backlog)
         self._accepting = True
+        self._retire([worker for worker in self._workers if worker.lineage not in self._lineages])
+
+    async def replace(self, pool: Pool) -> None:
+        """Carry on by `pool`: its workers take over once all of them are ready, and those before retire, which loses
+        nothing that is under way. Raises the `Fault` of one that cannot start; then nothing has changed."""
+        lineages = self._begin(pool)
+        try:
+            await _all_settled(lineages)
+        except BaseException:
+            self._give_up(lineages)
+            raise
+        before, self._lineages, self._pool = self._lineages, lineages, pool
+        self._retire([worker for worker in self._workers if worker.lineage in before])
+        for lineage in before:
+            lineage.retiring = True
+
+    async def hand_over(self) -> tuple[int, tuple[HandedWorker, ...]]:
+        """The last order's sequence, and the workers that serve on when this process is another. From now on nothing is
+        told; whoever had not come up is gone."""
+        for lineage in self._lineages:
+            lineage.retiring = True
+        handed = []
+        for worker in list(self._workers):
+            worker.handed_over = worker.following and not worker.ended
+            if worker.handed_over:
+                handed.append(await self._release(worker))
+        return self._sequence, tuple(each for each in handed if each is not None)
+
+    async def _release(self, worker: Worker) -> HandedWorker | None:
+        try:
+            async with asyncio.timeout(RELEASE_SECONDS):
+                return await worker.release()
+        except TimeoutError:
+            _LOG.error("worker %d does not read, and is left behind", worker.number)
+            worker.kill()
+            return None
+
+    async def _adopt(self, left: HandedWorker) -> None:
+        """A worker of before us, to its end."""
+        try:
+            worker = Worker(Lineage(self._pool), left.number, Process(left.pid), self._reported)
+        except ProcessLookupError:  # it ended before we were there
+            os.close(left.channel)
+            await self._pool.closer.mend(worker_folder(self._pool.decisions, left.number))
+            return
+        worker.lineage.retiring = worker.following = worker.ready = True
+        worker.acknowledged = left.acknowledged
+        self._workers.append(worker)
+        await worker.open(socket.socket(fileno=left.channel), left.begun)
+        await self._outlive(worker, worker.process.ended.wait())
+        self._numbers.discard(left.number)
+
+    def _begin(self, pool: Pool) -> list[Lineage]:
+        if self._group is None:
+            raise RuntimeError("it does not run")
+        if len(self._numbers) + pool.count > MAX_NUMBERS:
+            raise Fault(Reason.OVERLOADED, "too many workers of before are still retiring", field="gateway.retire")
+        lineages = [Lineage(pool) for _ in range(pool.count)]
+        for lineage in lineages:
+            self._group.create_task(self._keep(lineage))
+        return lineages
+
+    def _give_up(self, lineages: list[Lineage]) -> None:
+        for lineage in lineages:
+            lineage.retiring = True
+        for worker in self._workers:
+            if worker.lineage in lineages:
+                worker.draining = True
+                worker.kill()
+
+    def _retire(self, workers: list[Worker]) -> None:
+        """Others take over the sockets; what these carry may go on for a while, under the same law as ever."""
+        for worker in workers:
+            worker.ready = False
         self._part_sockets()
+        for worker in workers:
+            self._drain(worker, self._pool.settings.processes.retire, RETIRE_GRACE)
 
     async def drain(self, seconds: float) -> None:
         """Nobody listens any more; return when all that was under way has ended, `seconds` at most."""
@@ -256,6 +213,7 @@ class Supervisor:
             each.close()
         for lineage in self._lineages:
             lineage.retiring = True
+            lineage.settle(Fault(Reason.DRAINING))
         for worker in self._workers:
             self._drain(worker, seconds, 0.0)
         try:
@@ -268,13 +226,13 @@ class Supervisor:
     @property
     def waits_for(self) -> str:
         """What is missing before every worker carries its part; empty when nothing is."""
-        ready = sum(worker.ready for worker in self._workers)
+        ready = len(self._carriers())
         return "" if ready >= self._pool.count else f"{self._pool.count - ready} of {self._pool.count} workers"
 
     # --- what is told to all ----------------------------------------------------------------------------
 
-    async def apply(self, change: Change) -> None:
-        """Tell `change`; returns at once, unless somebody has much to read still."""
+    def apply(self, change: Change) -> None:
+        """Tell `change`."""
         self._sequence += 1
         order = Changed(self._sequence, change)
         owed = 0 if isinstance(change, Heartbeat) else self._sequence
@@ -284,25 +242,31 @@ class Supervisor:
                 worker.send(order)
             elif worker.behind is not None:
                 worker.behind.append(order)
-        for worker in self._workers:
+
+    async def keep_up(self) -> None:
+        """Wait for who has much to read still; a worker that does not read is killed before long."""
+        for worker in list(self._workers):
             if worker.channel is not None and worker.channel.is_full:
                 await worker.channel.wait_drained()
 
-    async def load(self, published: PolicyPublished) -> None:
-        """Load a revision, which was verified, in every worker. Raises the first `Fault`; then none holds it."""
-        self._candidate = published  # whoever is being brought up loads it too
-        following = [worker for worker in self._workers if worker.following]
-        done = await asyncio.gather(*(self._load(worker, published) for worker in following), return_exceptions=True)
+    async def load(self, published: PolicyPublished, key: VerifyingKey) -> None:
+        """Load a revision, which was verified by `key`, in every worker. Raises the first `Fault`; then none holds
+        it."""
+        if self._candidate is not None and self._candidate.revision != published.revision:
+            self._withdraw(self._candidate)
+        order = self._candidate = Load(published.revision, public_pem(key), published.bundle, published.at)
+        following = [worker for worker in self._workers if worker.following]  # whoever is brought up loads it too
+        done = await asyncio.gather(*(self._load(worker, order) for worker in following), return_exceptions=True)
         for worker, how in zip(following, done, strict=True):
             if isinstance(how, Fault) and not worker.ended:
-                self._withdraw(published)
+                self._withdraw(order)
                 raise how
 
-    def _withdraw(self, published: PolicyPublished) -> None:
+    def _withdraw(self, order: Load) -> None:
         self._candidate = None
         for worker in self._workers:
-            worker.holds.discard(published.revision)
-            worker.send(Forget(published.revision))
+            worker.holds.discard(order.revision)
+            worker.send(Forget(order.revision))
 
     def enforce(self, revision: int) -> None:
         """From now on every worker decides by the loaded `revision`."""
@@ -349,9 +313,7 @@ class Supervisor:
         while not lineage.retiring:
             began = self._time.monotonic()
             fault = await self._live(lineage)
-            if fault is not None and not self._ready.is_set():
-                raise fault
-            if lineage.retiring:
+            if lineage.settle(fault) or lineage.retiring:
                 return
             if self._time.monotonic() - began > LIVED:
                 pause = PAUSE_FIRST
@@ -365,29 +327,36 @@ class Supervisor:
         try:
             make_private_folder(folder)
             await pool.closer.mend(folder)
-            worker = lineage.worker = await self._start(pool, number)
-            try:
-                await self._bring_up(worker, pool)
-                await worker.process.ended.wait()
-            except (Fault, TimeoutError) as error:
-                worker.fault = worker.fault or (
-                    error if isinstance(error, Fault) else Fault(Reason.INTERNAL, "it does not start")
-                )
-            finally:
-                self._bury(worker)
-                worker.kill()
-                await worker.process.ended.wait()
-            self._say_how_it_ended(worker)
-            await pool.closer.mend(folder)
+            worker = await self._start(lineage, number)
+            await self._outlive(worker, self._serve(worker, pool))
             return worker.fault
         finally:
             self._numbers.discard(number)
 
-    async def _start(self, pool: Pool, number: int) -> Worker:
+    async def _outlive(self, worker: Worker, serving: Coroutine[Any, Any, Any]) -> None:
+        """`serving`, then its end, by our hand if need be. Of one that was handed over, the end is not ours to see."""
+        try:
+            await serving
+        except Fault as fault:
+            worker.fault = worker.fault or fault
+        finally:
+            if not worker.handed_over:
+                self._bury(worker)
+                worker.kill()
+                await worker.process.ended.wait()
+        self._say_how_it_ended(worker)
+        await self._pool.closer.mend(worker_folder(self._pool.decisions, worker.number))
+
+    async def _serve(self, worker: Worker, pool: Pool) -> None:
+        await self._bring_up(worker, pool)
+        worker.lineage.settle(None)
+        await worker.process.ended.wait()
+
+    async def _start(self, lineage: Lineage, number: int) -> Worker:
         ours, theirs = socket.socketpair()
         with theirs:
-            process = Process.start(pool.module, [theirs, *pool.listening])
-        worker = Worker(number, process, self._reported)
+            process = Process.start(lineage.pool.module, [theirs, *lineage.pool.listening])
+        worker = Worker(lineage, number, process, self._reported)
         self._workers.append(worker)
         await worker.open(ours)
         return worker
@@ -400,14 +369,13 @@ class Supervisor:
         while lacking := [each for each in self._revisions() if each.revision not in worker.holds]:
             await self._load(worker, lacking[0])
         self._let_follow(worker)
-        async with asyncio.timeout(START_SECONDS):
-            while worker.acknowledged < worker.owes:
-                await self._next_change()
-                worker.check_alive()
+        while worker.acknowledged < worker.owes:  # `_watch` kills one that says nothing
+            await self._next_change()
+            worker.check_alive()
         worker.ready = True
         self._part_sockets()
 
-    def _revisions(self) -> list[PolicyPublished]:
+    def _revisions(self) -> list[Load]:
         return [each for each in (self._enforced, self._candidate) if each is not None]
 
     def _let_follow(self, worker: Worker) -> None:
@@ -434,10 +402,10 @@ class Supervisor:
             await asyncio.sleep(0)
             worker.check_alive()
 
-    async def _load(self, worker: Worker, published: PolicyPublished) -> None:
-        worker.send(Load(published.revision, published.bundle, published.at), large=True)
-        await worker.wait_for(f"loaded {published.revision}", LOAD_SECONDS)
-        worker.holds.add(published.revision)
+    async def _load(self, worker: Worker, order: Load) -> None:
+        worker.send(order, large=True)
+        await worker.wait_for(f"loaded {order.revision}", LOAD_SECONDS)
+        worker.holds.add(order.revision)
 
     async def _ask(self, worker: Worker, question: str, body: bytes) -> bytes:
         number = next(self._question)
@@ -482,16 +450,17 @@ class Supervisor:
 
     def _part_sockets(self) -> None:
         """Every socket to one worker that is ready, so that none waits for a worker that is being replaced."""
-        ready = [worker for worker in self._workers if worker.ready]
+        ready = self._carriers()
         self._metrics.workers_ready(len(ready))
-        if len(ready) >= self._pool.count:
-            self._ready.set()
         self._changed.set()
         if self._accepting:
             for worker, places in zip(ready, parted(len(self._pool.listening), len(ready)), strict=True):
                 if places != worker.places:
                     worker.places = places
                     worker.send(Listen(places))
+
+    def _carriers(self) -> list[Worker]:
+        return [worker for worker in self._workers if worker.ready and worker.lineage in self._lineages]
 
     async def _watch(self) -> None:
         ticks, beat_every = 0, round(BEAT_SECONDS / TICK_SECONDS)
@@ -518,6 +487,14 @@ class Supervisor:
         await self._changed.wait()
 
 
+async def _all_settled(lineages: list[Lineage]) -> None:
+    """Raises the first `Fault`."""
+    if lineages:
+        await asyncio.wait([lineage.settled for lineage in lineages])
+    for lineage in lineages:
+        lineage.settled.result()
+
+
 def _unheard(told: Told) -> None:
     pass
 
@@ -525,10 +502,3 @@ def _unheard(told: Told) -> None:
 def parted(sockets: int, workers: int) -> Iterable[tuple[int, ...]]:
     """The places of `sockets` listening sockets, dealt out to `workers`."""
     return [tuple(range(first, sockets, workers)) for first in range(workers)] if workers else []
-
-
-def _fault(code: str, detail: str, field: str = "") -> Fault:
-    try:
-        return Fault(Reason.from_code(code), detail, field=field)
-    except KeyError:
-        return Fault(Reason.INTERNAL, detail, field=field)

@@ -67,7 +67,6 @@ from gateway.metrics import GatewayMetrics
 from gateway.plane import MASK_KEY, Plane, PlaneSettings, build_plane
 from gateway.snapshot import PolicyPart
 from gateway.upstreams.telling import encode
-from policies.lifecycle.signing import parse_verifying_key
 
 LEAST_SEGMENT_BYTES = 64 << 10
 SEVERING_SECONDS = 0.01
@@ -88,7 +87,11 @@ class Worker:
     async def run(self, end: socket.socket) -> None:
         """Serve until told to drain, or left alone. Raises `Fault`."""
         self._channel = channel = await Channel.open(end, Frames.of_orders(), self._take, self._left_alone)
-        for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the main process's word counts
+        for number in (
+            signal.SIGINT,
+            signal.SIGHUP,
+            signal.SIGUSR2,
+        ):  # a terminal sends them to all; the main process's word counts
             asyncio.get_running_loop().add_signal_handler(number, _nothing)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._end, None)
         try:
@@ -111,7 +114,7 @@ class Worker:
             )
             certificates.load()
             plane = await _open_plane(stack, settings, order, certificates, time, channel)
-            self._duties = Duties(settings, order, plane, certificates, time, channel, self._listening)
+            self._duties = Duties(settings, plane, certificates, time, channel, self._listening)
             stack.push_async_callback(self._duties.close)
             channel.send(Configured())
             async with asyncio.TaskGroup() as group:
@@ -204,7 +207,6 @@ class Duties:
     def __init__(
         self,
         settings: PlaneSettings,
-        order: Configure,
         plane: Plane,
         certificates: Certificates,
         time: TrustTime,
@@ -218,7 +220,6 @@ class Duties:
         self._channel = channel
         self._listening = listening
         self._mask = Mask.open(settings.system.state / MASK_KEY)
-        self._key = parse_verifying_key(order.policy_key.encode())
         self._sequence = 0
         self._done = 0
         self._severing = False
@@ -313,7 +314,7 @@ class Duties:
         if order.revision not in self._parts and (present is None or present.revision != order.revision):
             published = PolicyPublished(order.revision, order.bundle, order.at)
             try:
-                self._parts[order.revision] = await load_part(published, self._key, self.settings.policy, self._mask)
+                self._parts[order.revision] = await load_part(published, order.key, self.settings.policy, self._mask)
             except Fault as fault:
                 self._channel.send(NotLoaded(order.revision, fault.reason.code, str(fault)[:1000]))
                 return

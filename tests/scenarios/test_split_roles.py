@@ -27,8 +27,8 @@ def authority(make_system: MakeSystem) -> Iterator[System]:
 def gateway(authority: System) -> Iterator[Gateway]:
     made = Gateway(authority, "gw-1")
     made.join(made.admit())
-    made.edit('stale_after = "30s"', 'stale_after = "10s"')
-    made.edit('expired_after = "1h"', 'expired_after = "10s"')
+    made.edit('stale_after = "30s"', 'stale_after = "15s"')
+    made.edit('expired_after = "1h"', 'expired_after = "15s"')
     with made.running() as gateway:
         yield gateway
 

@@ -1,0 +1,214 @@
+"""Several workers under one main process: what dies is replaced, what is silent is killed, and reload and upgrade lose
+nothing. Real processes, a real client, counted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.load import Load
+from tests.support.processes import listens, wait_until
+from tests.support.system import MakeSystem, MakeTpm, Node, System
+
+WORKERS = 2
+OPERATOR_GRANT = (
+    "  - {id: look, role: operator, route: control-plane, methods: [GET], paths: [/version], expires: 2027-12-31}\n"
+)
+REQUESTS = 150  # that must have been answered after what is tested, so that it was tested
+
+
+@pytest.fixture(scope="module")
+def pool(make_system: MakeSystem) -> Iterator[System]:
+    """A system with two workers."""
+    system = make_system("workers")
+    system.edit("workers = 0 ", f"workers = {WORKERS} ")
+    with system.running():
+        system.add_policy(grants=f"\n{OPERATOR_GRANT}", roles="\n  operator: Whoever looks\n")
+        system.publish()
+        yield system
+
+
+@pytest.fixture
+def node(pool: System, make_tpm: MakeTpm, request: pytest.FixtureRequest) -> Node:
+    name = request.node.originalname.replace("_", "-")[5:40].strip("-")
+    made = pool.add_node(name, make_tpm(name))
+    made.enrol()
+    return made
+
+
+def workers(system: System) -> set[int]:
+    """The process IDs of its workers."""
+    assert system.process is not None
+    pid = system.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {int(child) for child in children if b"gateway.worker" in Path(f"/proc/{child}/cmdline").read_bytes()}
+
+
+def ready(system: System) -> bool:
+    return system.readiness()[0] == 200
+
+
+def counted(system: System, name: str) -> float:
+    lines = [line for line in system.page("/metrics")[1].splitlines() if line.startswith(f"{name} ")]
+    return float(lines[0].split()[-1]) if lines else 0.0
+
+
+def goes_on(load: Load, count: int = REQUESTS) -> None:
+    """Until so many more were answered."""
+    wanted = load.answers[200] + count
+    wait_until(lambda: load.answers[200] >= wanted, "answers")
+
+
+def test_every_worker_carries_its_part_and_counts_are_of_all(pool: System, node: Node) -> None:
+    assert len(workers(pool)) == WORKERS
+    before = pool.ended_for("granted")
+    ids = []
+    for _ in range(12):
+        with node.connect() as client:
+            answered = client.get("/version")
+            assert answered.status == 200
+            ids.append(answered.decision)
+    assert pool.ended_for("granted") == before + 12
+    assert len(set(ids)) == 12
+    writers = [path for path in (pool.state / "decisions").glob("worker-*") if list(path.glob("*.jsonl"))]
+    assert len(writers) == WORKERS, "one worker took everything"
+    for each in ids:
+        assert pool.operate("explain", each, "--json").json["allowed"]
+
+
+def test_a_revision_is_in_force_in_every_worker_at_once(pool: System, node: Node) -> None:
+    revision = pool.publish()
+    for _ in range(8):
+        with node.connect() as client:
+            decision = client.get("/version").decision
+        assert pool.api.get(f"/v1/decisions/{decision}")["revision"] == revision
+
+
+def test_a_worker_that_dies_is_replaced_and_no_connection_is_turned_away(pool: System, node: Node) -> None:
+    before = workers(pool)
+    victim = min(before)
+    os.kill(victim, signal.SIGKILL)
+    for _ in range(12):
+        with node.connect() as client:
+            assert client.get("/version").status == 200
+    wait_until(lambda: len(workers(pool)) == WORKERS and ready(pool), "another worker")
+    assert victim not in workers(pool)
+    assert counted(pool, 'sallyport_workers_ended_total{how="died"}') == 1
+
+
+def test_what_a_silent_worker_carries_is_cut_by_killing_it(pool: System, node: Node) -> None:
+    before = workers(pool)
+    with node.connect() as client:
+        watch = client.watch("c2lsZW50")
+        for pid in before:
+            os.kill(pid, signal.SIGSTOP)
+        pool.operate("inventory", "revoke", node.name)
+        assert watch.ending() == "cut"
+    wait_until(lambda: len(workers(pool)) == WORKERS and ready(pool), "other workers")
+    assert not before & workers(pool)
+    with node.connect() as client:
+        assert client.get("/version").reason == "identity_revoked"
+
+
+def test_idle_workers_are_left_alone(pool: System, node: Node) -> None:
+    before = workers(pool)
+    beats = counted(pool, "sallyport_heartbeat_timestamp_seconds")
+    wait_until(lambda: counted(pool, "sallyport_heartbeat_timestamp_seconds") > beats, "a heartbeat")
+    assert workers(pool) == before
+
+
+def test_a_reload_replaces_the_workers_and_loses_no_request(pool: System, node: Node) -> None:
+    before = workers(pool)
+    with node.connect() as client, Load(pool.connect_operator, "/version").running() as load:
+        watch = client.watch("cmVsb2Fk")
+        goes_on(load)
+        pool.edit("workers = 2 ", "workers = 3 ")
+        assert pool.process is not None
+        pool.process.signal(signal.SIGHUP)
+        wait_until(lambda: len(workers(pool) - before) == 3 and ready(pool), "new workers")
+        goes_on(load)
+        pool.edit("workers = 3 ", "workers = 2 ")
+        pool.process.signal(signal.SIGHUP)
+        wait_until(lambda: counted(pool, "sallyport_workers_ready") == WORKERS, "new workers")
+        goes_on(load)
+        pool.operate("inventory", "revoke", node.name)
+        assert watch.ending() == "cut", "a stream of a retired worker outlived its permission"
+        load.answers.clear()
+    assert load.lost == []
+    wait_until(lambda: len(workers(pool)) == WORKERS, "the retired to end")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code", "field"),
+    [
+        ("workers = 2 ", 'workers = "many" ', "setting_invalid", "gateway.workers"),
+        ("workers = 2 ", "wrokers = 2 ", "setting_unknown", "gateway"),
+        ('total_size = "1GiB" ', 'total_size = "2GiB" ', "setting_fixed", "decisions.total_size"),
+    ],
+)
+def test_a_setting_that_is_no_good_is_refused_by_name_and_the_old_stay(
+    pool: System, before: str, after: str, code: str, field: str
+) -> None:
+    serving = workers(pool)
+    refused = counted(pool, 'sallyport_reloads_total{result="refused"}')
+    pool.edit(before, after)
+    assert pool.process is not None
+    pool.process.signal(signal.SIGHUP)
+    wait_until(lambda: counted(pool, 'sallyport_reloads_total{result="refused"}') > refused, "the refusal")
+    pool.edit(after, before)
+    event = [record for record in pool.audited() if record["kind"] == "settings.refused"][-1]
+    assert (event["reason"], event["subject"]) == (code, field)
+    assert workers(pool) == serving
+    assert ready(pool)
+    with pool.connect_operator() as client:
+        assert client.get("/version").status == 200
+
+
+def test_an_upgrade_keeps_the_process_and_loses_no_request(pool: System, node: Node) -> None:
+    before = workers(pool)
+    with node.connect() as client, Load(pool.connect_operator, "/version").running() as load:
+        watch = client.watch("dXBncmFkZQ==")
+        goes_on(load)
+        assert pool.process is not None
+        pool.process.signal(signal.SIGUSR2)
+        wait_until(lambda: counted_safely(pool, "sallyport_workers_ready") == WORKERS and workers(pool) - before, "it")
+        wait_until(lambda: ready(pool), "the new process")
+        goes_on(load)
+        pool.operate("inventory", "revoke", node.name)
+        assert watch.ending() == "cut", "a stream of a retired worker outlived its permission"
+    assert load.lost == []
+    assert pool.process.process.poll() is None
+    assert "upgrade.begun" in [record["kind"] for record in pool.audited()]
+    wait_until(lambda: len(workers(pool)) == WORKERS and not workers(pool) & before, "the retired to end")
+
+
+def counted_safely(system: System, name: str) -> float:
+    try:
+        return counted(system, name)
+    except OSError:
+        return 0.0
+
+
+def test_workers_without_their_main_process_let_go(make_system: MakeSystem, make_tpm: MakeTpm) -> None:
+    system = make_system("orphans")
+    system.edit("workers = 0 ", "workers = 2 ")
+    with system.running():
+        node = system.add_node("orphan", make_tpm("orphan"))
+        node.enrol()
+        with node.connect() as client:
+            watch = client.watch("b3JwaGFu")
+            left = workers(system)
+            system.kill()
+            wait_until(lambda: not listens(system.ports["gateway"]), "the workers to accept no more")
+            began = time.monotonic()
+            assert watch.ending() in {"cut", "whole"}
+            assert time.monotonic() - began < 30
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left), "the workers to end")
+        system.start()
+        with node.connect() as client:
+            assert client.get("/version").status == 200
