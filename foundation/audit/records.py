@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,6 +29,7 @@ MAX_LINE_BYTES = 64 * 1024  # with every name at its longest and escaped
 RECORD, HEAD, SEGMENT = b'{"event":', b'{"head":', b'{"segment":'
 _LABEL = "sallyport audit head v1"
 _SIGNATURE_BYTES = 64
+_NAMES = ("kind", "actor", "subject", "reason", "trace")
 
 
 def canonical(value: object) -> bytes:
@@ -39,17 +40,21 @@ def canonical(value: object) -> bytes:
 def encode_event(event: AuditEvent) -> bytes:
     """The event's canonical JSON. A detail over `MAX_DETAIL_BYTES` is replaced by its SHA-256 and size: the event
     counts more than its detail. Raises `Fault(AUDIT_FAILED)` for what cannot be recorded."""
+    fields = {name: getattr(event, name) for name in _NAMES}
+    for name, text in fields.items():
+        if len(text) > MAX_NAME:
+            raise Fault(Reason.AUDIT_FAILED, f"longer than {MAX_NAME} characters", field=name)
     try:
+        line = canonical({**fields, "detail": dict(event.detail)})
+        if len(line) <= MAX_DETAIL_BYTES:  # so its detail is no longer either
+            return line
         detail = canonical(dict(event.detail))
     except (TypeError, ValueError, RecursionError) as error:
         raise Fault(Reason.AUDIT_FAILED, "the detail is not JSON", internal=str(error)) from error
-    fields = {**asdict(replace(event, detail={})), "detail": event.detail}
-    for name in ("kind", "actor", "subject", "reason", "trace"):
-        if len(fields[name]) > MAX_NAME:
-            raise Fault(Reason.AUDIT_FAILED, f"longer than {MAX_NAME} characters", field=name)
     if len(detail) > MAX_DETAIL_BYTES:
-        fields["detail"] = {"omitted_bytes": len(detail), "omitted_sha256": hashlib.sha256(detail).hexdigest()}
-    return canonical(fields)
+        omitted = {"omitted_bytes": len(detail), "omitted_sha256": hashlib.sha256(detail).hexdigest()}
+        return canonical({**fields, "detail": omitted})
+    return line
 
 
 def encode_record(event: bytes, index: int, now: float) -> bytes:

@@ -11,15 +11,12 @@ import secrets
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.identifiers import Kind, SpiffeId
 from foundation.reasons import Reason
 from foundation.wire.enrolment import Begin, Challenge, Evidence, Token
-from pki.authority import Authority
 from pki.enrol.judgement import (
     Proven,
-    Trust,
     asked_of,
     attested_by,
     check_class,
@@ -27,11 +24,11 @@ from pki.enrol.judgement import (
     judge_software,
     judge_tpm,
 )
-from pki.enrol.origin import Origin, Refusals
+from pki.enrol.origin import Origin
+from pki.enrol.parts import Parts
 from pki.enrol.rate import RateTable, source_of
 from pki.enrol.second import SecondMessages
-from pki.enrol.sessions import Session, Sessions, new_nonce, new_secret
-from pki.enrol.settings import EnrolmentSettings
+from pki.enrol.sessions import Session, new_nonce, new_secret
 from pki.entries import Entry, check_ek, check_enrollable, gateway_names
 from pki.tokens import TokenUse
 from pki.tpm import verdict
@@ -53,25 +50,16 @@ class _Applicant:
 class NativeEnrolment:
     """Answers first and second messages."""
 
-    def __init__(
-        self,
-        authority: Authority,
-        trust: Trust,
-        sessions: Sessions,
-        second: SecondMessages,
-        settings: EnrolmentSettings,
-        refusals: Refusals,
-        clock: Clock,
-    ) -> None:
-        self._authority = authority
-        self._trust = trust
-        self._makers = KnownIssuers(trust.makers)
-        self._sessions = sessions
+    def __init__(self, parts: Parts, second: SecondMessages) -> None:
+        self._authority = parts.authority
+        self._trust = parts.trust
+        self._makers = KnownIssuers(parts.trust.makers)
+        self._sessions = parts.sessions
         self._second = second
-        self._settings = settings
-        self._refusals = refusals
-        self._clock = clock
-        self._rate = RateTable(settings.rate.burst, settings.rate.per_minute)
+        self._settings = parts.settings
+        self._refusals = parts.refusals
+        self._clock = parts.clock
+        self._rate = RateTable(parts.settings.rate.burst, parts.settings.rate.per_minute)
         self._identified: OrderedDict[bytes, verdict.TpmIdentity] = OrderedDict()
 
     async def begin(self, raw: bytes, origin: Origin) -> bytes:

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import hmac
 
-from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.identifiers import Kind
 from foundation.ports import Caller
 from foundation.reasons import Reason
 from foundation.wire.enrolment import Begin, Challenge, Evidence
-from pki.authority import Authority
 from pki.enrol.judgement import (
     Proven,
-    Trust,
     asked_of,
     attested_by,
     check_class,
@@ -28,11 +25,11 @@ from pki.enrol.judgement import (
     judge_tpm,
     keys_on_record,
 )
-from pki.enrol.origin import Origin, Refusals
+from pki.enrol.origin import Origin
+from pki.enrol.parts import Parts
 from pki.enrol.rate import RateTable
 from pki.enrol.second import SecondMessages
-from pki.enrol.sessions import Session, Sessions, new_nonce
-from pki.enrol.settings import EnrolmentSettings
+from pki.enrol.sessions import Session, new_nonce
 from pki.enrol.use import CertificateUse
 from pki.entries import Entry, check_enrollable
 
@@ -43,26 +40,16 @@ _RENEWABLE = (Kind.NODE, Kind.GATEWAY, Kind.SERVICE)
 class NativeRenewal:
     """Answers first and second messages of identities that have a certificate."""
 
-    def __init__(
-        self,
-        authority: Authority,
-        trust: Trust,
-        sessions: Sessions,
-        second: SecondMessages,
-        settings: EnrolmentSettings,
-        refusals: Refusals,
-        use: CertificateUse,
-        clock: Clock,
-    ) -> None:
-        self._authority = authority
-        self._trust = trust
-        self._sessions = sessions
+    def __init__(self, parts: Parts, second: SecondMessages, use: CertificateUse) -> None:
+        self._authority = parts.authority
+        self._trust = parts.trust
+        self._sessions = parts.sessions
         self._second = second
-        self._settings = settings
-        self._refusals = refusals
+        self._settings = parts.settings
+        self._refusals = parts.refusals
         self._use = use
-        self._clock = clock
-        self._rate = RateTable(settings.rate.burst, settings.rate.per_minute)
+        self._clock = parts.clock
+        self._rate = RateTable(parts.settings.rate.burst, parts.settings.rate.per_minute)
 
     async def begin(self, raw: bytes, caller: Caller, origin: Origin) -> bytes:
         """The raw CHALLENGE that answers the raw BEGIN. Raises `Fault`."""

@@ -14,20 +14,18 @@ import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
 
-from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.identifiers import Kind, SpiffeId
 from foundation.ports import Caller
 from foundation.reasons import Reason
 from foundation.wire.enrolment import Complete, Evidence, Issued, proof
-from pki.authority import Authority
 from pki.enrol.judgement import Proven
-from pki.enrol.origin import Origin, Refusals
-from pki.enrol.sessions import Session, Sessions
-from pki.enrol.settings import EnrolmentSettings
+from pki.enrol.origin import Origin
+from pki.enrol.parts import Parts
+from pki.enrol.sessions import Session
 from pki.entries import gateway_names
 from pki.issue import Answer, IssuedCertificate, IssueRequest
-from pki.profile import Lifetimes, ProfileName
+from pki.profile import ProfileName
 
 # What only a TPM in a wrong state, or one that lies, comes to. The rest may be a garbled message, or a PCR that moved
 # between reading and quoting: refused, and the node may try again.
@@ -56,21 +54,13 @@ Judge = Callable[[bytes, Session, Evidence], Awaitable[Proven]]
 class SecondMessages:
     """Judges second messages and issues."""
 
-    def __init__(
-        self,
-        authority: Authority,
-        sessions: Sessions,
-        settings: EnrolmentSettings,
-        lifetimes: Lifetimes,
-        refusals: Refusals,
-        clock: Clock,
-    ) -> None:
-        self._authority = authority
-        self._sessions = sessions
-        self._settings = settings
-        self._lifetimes = lifetimes
-        self._refusals = refusals
-        self._clock = clock
+    def __init__(self, parts: Parts) -> None:
+        self._authority = parts.authority
+        self._sessions = parts.sessions
+        self._settings = parts.settings
+        self._lifetimes = parts.lifetimes
+        self._refusals = parts.refusals
+        self._clock = parts.clock
         self._under_way: dict[bytes, asyncio.Task[bytes]] = {}
 
     async def answer(

@@ -11,6 +11,7 @@ from pki.authority import Authority
 from pki.enrol.judgement import Trust
 from pki.enrol.native import NativeEnrolment
 from pki.enrol.origin import Refusals
+from pki.enrol.parts import Parts
 from pki.enrol.renew import NativeRenewal
 from pki.enrol.second import SecondMessages
 from pki.enrol.sessions import Sessions
@@ -41,9 +42,6 @@ class EnrolmentService:
     ) -> EnrolmentService:
         """`trust` comes from `pki.enrol.judgement.load_trust`."""
         sessions, refusals, use = Sessions(hot, settings.session), Refusals(audit, clock), CertificateUse(hot)
-        second = SecondMessages(authority, sessions, settings, lifetimes, refusals, clock)
-        return cls(
-            NativeEnrolment(authority, trust, sessions, second, settings, refusals, clock),
-            NativeRenewal(authority, trust, sessions, second, settings, refusals, use, clock),
-            use,
-        )
+        parts = Parts(authority, trust, sessions, settings, lifetimes, refusals, clock)
+        second = SecondMessages(parts)
+        return cls(NativeEnrolment(parts, second), NativeRenewal(parts, second, use), use)
