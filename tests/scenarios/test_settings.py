@@ -92,6 +92,7 @@ def _wrong(name: str, names: list[str]) -> Any:
         ("gateway.listener.port", -1),
         ("gateway.listener.head_bytes", "big"),
         ("gateway.upstreams.max_connections", 0),
+        ("gateway.http2.window", "1KiB"),
         ("telemetry.log_level", "loud"),
         ("api.port", "8445"),
     ],

@@ -342,6 +342,15 @@ async def test_draining_serves_what_was_on_its_way_and_loses_nothing(tmp_path: P
     assert len(upstream.seen) == 4
 
 
+async def test_draining_ends_clients_that_have_not_begun(tmp_path: Path) -> None:
+    async with http2_to(RawUpstream(), tmp_path) as plane:
+        client = await connect(plane, begin=False)
+        await plane.until(lambda: plane.listener.open_count == 1)
+        draining = asyncio.create_task(plane.listener.drain(5))
+        await drained(plane, draining)
+        await client.ended()
+
+
 async def test_draining_ends_what_does_not_end(tmp_path: Path) -> None:
     upstream = Watched()
     async with http2_to(upstream, tmp_path) as plane:

@@ -9,6 +9,7 @@ import pytest
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.reasons import Reason
+from gateway.proxy.http2_budget import Http2Settings
 from gateway.proxy.overload import OverloadSettings
 from gateway.proxy.services import GatewayListenerSettings
 from gateway.proxy.upstream import UpstreamSettings
@@ -22,6 +23,7 @@ def test_the_defaults_are_those_of_the_types() -> None:
     assert GatewayListenerSettings.parse(fields()) == GatewayListenerSettings()
     assert UpstreamSettings.parse(fields()) == UpstreamSettings()
     assert OverloadSettings.parse(fields()) == OverloadSettings()
+    assert Http2Settings.parse(fields()) == Http2Settings()
 
 
 def test_settings_are_read() -> None:
@@ -37,3 +39,18 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(Fault) as refused:
         GatewayListenerSettings.parse(fields(**wrong))
     assert refused.value.field.startswith("gateway")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"streams": 0}, {"window": "1KiB"}, {"buffer": "1GiB"}, {"resets_per_second": 0}, {"enabled": 1}, {"x": 1}],
+)
+def test_wrong_settings_of_http_2_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(Fault) as refused:
+        Http2Settings.parse(fields(**wrong))
+    assert refused.value.field.startswith("gateway")
+
+
+def test_http_2_is_offered_first_or_not_at_all() -> None:
+    assert Http2Settings.parse(fields()).protocols == ("h2", "http/1.1")
+    assert Http2Settings.parse(fields(enabled=False)).protocols == ("http/1.1",)
