@@ -67,11 +67,13 @@ class Http2Connection(ClientConnection):
         "_lingering",
         "_ready",
         "_streams",
+        "_unread",
     )
 
     def __init__(self, services: ConnectionServices, siblings: set[ClientConnection]) -> None:
         super().__init__(services, siblings)
         self._streams: dict[int, Http2Stream] = {}
+        self._unread: dict[int, tuple[float, int]] = {}  # answered early: until when, and bytes that came since
         self._ready: dict[Http2Stream, None] = {}  # those that have something to send and may, in turns
         self._h2 = ServerProtocol()
         self._budget = Budget(
@@ -191,12 +193,15 @@ class Http2Connection(ClientConnection):
         size = event.flow_controlled_length or 0
         if stream is not None:
             stream.data_came(event.data or b"", size, event.stream_ended is not None)
+        elif event.stream_id in self._unread:
+            self._drop_data(event.stream_id, size, event.stream_ended is not None)
         elif size:
             self.acknowledge(event.stream_id, size)
 
     def _trailers(self, event: TrailersReceived) -> None:
         stream = self._streams.get(event.stream_id)
         if stream is None:
+            self._forget_unread(event.stream_id)
             return
         try:
             check_trailers(event.headers or [])
@@ -211,6 +216,8 @@ class Http2Connection(ClientConnection):
         stream = self._streams.get(event.stream_id)
         if stream is not None:
             stream.gone()
+        else:
+            self._forget_unread(event.stream_id)
 
     def _window_updated(self, event: WindowUpdated) -> None:
         if event.stream_id:
@@ -282,6 +289,29 @@ class Http2Connection(ClientConnection):
             return
         self._flush_soon()
 
+    def answered_early(self, number: int) -> None:
+        """The answer went out before its request's end. The client has a while to read it and to end, and its window
+        stays shut; then it is told that nobody reads on (RFC 9113 §8.1). Told at once, some clients lose the answer."""
+        self._unread[number] = (self.services.clock.monotonic() + self.services.settings.linger_timeout, 0)
+
+    def _drop_data(self, number: int, size: int, ended: bool) -> None:
+        until, before = self._unread[number]
+        self._unread[number] = (until, before + size)
+        if ended:
+            self._forget_unread(number)
+
+    def _forget_unread(self, number: int) -> None:
+        """Nothing more comes of this request: what came counts against the connection's window no longer."""
+        _, size = self._unread.pop(number, (0.0, 0))
+        if size:
+            self.acknowledge(number, size)
+
+    def _end_unread(self, now: float) -> None:
+        """Tell those who still send that nobody reads on."""
+        for number in [each for each, (until, _) in self._unread.items() if until <= now]:
+            self.reset(number, ErrorCodes.NO_ERROR)
+            self._forget_unread(number)
+
     def provoked(self) -> None:
         """A stream was reset because of what the client did, or did not. Raises `Overrun`."""
         self._budget.reset(self.services.clock.monotonic())
@@ -343,6 +373,8 @@ class Http2Connection(ClientConnection):
         try:
             for stream in list(self._streams.values()):
                 stream.sweep(now)
+            if self._unread:
+                self._end_unread(now)
         except Overrun as overrun:
             self._calm(overrun.flood)
 

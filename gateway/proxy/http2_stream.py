@@ -279,11 +279,11 @@ class Http2Stream:
             exchange.timed_out()
 
     def _all_sent(self) -> None:
-        """The answer's last byte is out. A client that still sends is told that nobody reads on (RFC 9113 §8.1)."""
+        """The answer's last byte is out."""
         exchange, self._exchange = self._exchange, None
-        if not self.ended:
-            self._connection.reset(self.id, ErrorCodes.NO_ERROR)
         self._leave()
+        if not self.ended:
+            self._connection.answered_early(self.id)
         if exchange is not None:
             exchange.answered()
 

@@ -158,7 +158,7 @@ def test_a_large_body_streams_up_in_bounded_memory(site: Site, large: Path, fram
 def test_a_body_beyond_the_routes_bound_is_refused_and_nothing_is_kept(site: Site, large: Path) -> None:
     target = f"{site.url}/files/upload/small/file"
     chunked = (HTTP_1, "-H", "Transfer-Encoding: chunked", "-H", "Expect:")
-    for framing in ((HTTP_1,), chunked):
+    for framing in ((HTTP_1,), chunked, (HTTP_2,)):
         status = site.curl("--upload-file", str(large), *framing, "-o", "/dev/null", "-w", "%{http_code}", target)
         assert status == b"413"
     assert not (site.nginx.root / "files" / "upload" / "small").exists()

@@ -181,9 +181,12 @@ async def test_an_early_answer_ends_the_upload_and_nothing_else(tmp_path: Path) 
     async with http2_to(RawUpstream(early), tmp_path) as plane:
         client = await connect(plane)
         number = client.open(fields_of("POST", "/x"), ended=False)
-        told = client.streams[number]
-        await client.until(lambda: told.reset is not None)
-        assert (told.status, told.body, told.ended, told.reset) == (413, b"no", True, ErrorCodes.NO_ERROR)
+        told = await client.answer(number)
+        assert (told.status, told.body, told.ended, told.reset) == (413, b"no", True, None)
+        assert (await client.get()).status == 413
+        assert await client.upload(number, bytes(1 << 20)) < 1 << 20  # its window stays shut
+        await plane.advance(plane.settings.linger_timeout + 0.5)
+        await client.until(lambda: told.reset == ErrorCodes.NO_ERROR)
         assert (await client.get()).status == 413
         assert plane.registry.open_count == 0
 
@@ -367,9 +370,8 @@ async def test_a_denial_says_why_and_costs_its_stream_alone(tmp_path: Path) -> N
             assert told.header("x-sallyport-decision") == plane.recorded.entries[-1].id
         assert (await client.ask("HEAD", "/x")).body == b""
         waiting = client.open(fields_of("POST", "/x"), ended=False)
-        told = client.streams[waiting]
-        await client.until(lambda: told.reset is not None)
-        assert (told.reason, told.ended, told.reset) == ("no_grant", True, ErrorCodes.NO_ERROR)
+        told = await client.answer(waiting)
+        assert (told.reason, told.ended, told.reset) == ("no_grant", True, None)
         plane.engine.answer = lambda query: ALLOW
         assert (await client.get()).status == 200
     assert upstream.dials == 1
