@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
@@ -108,7 +109,8 @@ async def test_what_takes_long_is_broken_off_on_the_loop_and_ended_in_a_thread(
     make: Callable[..., PacedEngine],
 ) -> None:
     """The loop serves others meanwhile, by quick routes of the same policy."""
-    engine = make(compiled(BOMB, {"many": list(range(900))}), replace(PATIENT, decision_timeout=0.5))
+    many, hasty = {"many": list(range(900))}, replace(PATIENT, decision_timeout=0.5)
+    engine = make(compiled(BOMB, many), hasty, cpu=time.thread_time)
     assert engine.decide_now(query(route="slow")) is None
     assert engine.slow_routes == ("slow",)
     bomb = asyncio.create_task(engine.decide(query(route="slow")))
@@ -119,6 +121,17 @@ async def test_what_takes_long_is_broken_off_on_the_loop_and_ended_in_a_thread(
         served += 1
     assert (await bomb).reasons == (Reason.ENGINE_TIMEOUT,)
     assert served > 10
+
+
+async def test_a_machine_without_time_for_us_makes_no_route_slow(
+    make: Callable[..., PacedEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is broken off after little of our own time is asked again, in a thread if need be."""
+    engine = make()
+    monkeypatch.setattr(WasmEngine, "decide_briefly", lambda self, asked: Answer(False, (Reason.ENGINE_TIMEOUT,)))
+    assert engine.decide_now(ALLOWED) is None
+    assert (await engine.decide(ALLOWED)).allow
+    assert engine.slow_routes == ()
 
 
 class Gate:
