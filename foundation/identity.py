@@ -85,15 +85,27 @@ class Revocation:
 
 
 @dataclass(frozen=True, slots=True)
+class Renewal:
+    """The holder of the certificate `old` proved, with the same AK, that the same TPM holds the key of `new`. That one
+    ends at `until` (seconds since the Unix epoch). Serials in lower-case hex."""
+
+    old: str
+    new: str
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
 class PostureChanged:
     """A change of class or verdict (`number` rises), or a moved deadline alone (`number` is that of the last
-    change). `at` is when it was committed, 0 when nobody knows, and no part of what it says."""
+    change). `at` is when it was committed, 0 when nobody knows, and no part of what it says; `renewal` is how the
+    newest certificate came to be, where it is a renewal."""
 
     number: int
     id: SpiffeId
     posture: Posture
     attested_until: float
     at: float = field(default=0.0, compare=False)
+    renewal: Renewal | None = None
 
 
 @dataclass(frozen=True, slots=True)

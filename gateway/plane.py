@@ -150,7 +150,7 @@ def build_plane(
     rates = Buckets.shared(settings.system.state / RATES)
     decider = Decider(store, time, settings.staleness, Obligations(time, rates), decisions.ids)
     cuts = CutTimes(telemetry.registry, settings.streams, time)
-    registry = Registry(time, recording_cuts(decisions, time), decider, cuts)
+    registry = Registry(time, recording_cuts(decisions, time), decider, cuts, store.renewals)
     upstreams = Upstreams(settings.upstreams, time, UpstreamTrust(time, certificates))
     store.listen(registry.changed)
     store.listen(upstreams.changed)

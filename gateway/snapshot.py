@@ -26,6 +26,7 @@ from foundation.identity import (
 )
 from gateway.difference import RevisionDifference
 from gateway.proxy.route import RouteTable
+from gateway.streams.renewals import Renewals
 from policies.engine import CompiledPolicy, PolicyEngine
 from policies.model import FOREVER
 
@@ -93,6 +94,7 @@ class SnapshotStore:
     def __init__(self) -> None:
         self.current = EMPTY
         self.heartbeat_at = 0.0
+        self.renewals = Renewals()
         self._attested_until: dict[SpiffeId, float] = {}
         self._listeners: list[Listener] = []
 
@@ -134,7 +136,8 @@ class SnapshotStore:
             serials = now.revoked_serials.set(change.serial, change)
             after, touched = (
                 replace(now, revocations_number=number, revoked_serials=serials),
-                Touched(serials=frozenset({change.serial}), at=change.at),
+                # The identity too: what stays open by that certificate's word has to be decided again.
+                Touched(identities=frozenset({change.id}), serials=frozenset({change.serial}), at=change.at),
             )
         else:
             identities = now.revoked_identities.set(change.id, change)
@@ -144,6 +147,8 @@ class SnapshotStore:
 
     def _posture(self, change: PostureChanged) -> None:
         self._attested_until[change.id] = change.attested_until
+        if change.renewal is not None:
+            self.renewals.renewed(change.renewal)
         now = self.current
         if now.postures.get(change.id) == change.posture:
             return

@@ -24,6 +24,7 @@ from foundation.identity import (
     IdentityChanged,
     PolicyPublished,
     PostureChanged,
+    Renewal,
     Revocation,
     SnapshotNumbers,
 )
@@ -207,4 +208,7 @@ def _revocation(row: Any) -> Revocation:
 
 def _posture(row: Any) -> PostureChanged:
     identity, posture = SpiffeId.parse(row.id), posture_of(row)
-    return PostureChanged(row.posture_number, identity, posture, row.attested_until, row.updated_at)
+    renewal = None
+    if row.renewed_serial and row.current_serial:
+        renewal = Renewal(row.renewed_serial, row.current_serial, float(row.renewed_until))
+    return PostureChanged(row.posture_number, identity, posture, row.attested_until, row.updated_at, renewal)

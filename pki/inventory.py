@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from foundation.faults import Fault
 from foundation.identifiers import Kind, SpiffeId
-from foundation.identity import AttestationClass, State, Verdict
+from foundation.identity import AttestationClass, Renewal, State, Verdict
 from foundation.reasons import Reason
 from foundation.storage.connection import Connection
 from foundation.storage.statement import Statement
@@ -225,9 +225,17 @@ async def write_attestation(work: Work, entry: Entry, attested: Attested, actor:
     await write(work, entry, POSTURE if changed else DEADLINE, **_attested_columns(attested))
 
 
-async def write_certified(work: Work, entry: Entry, serial: str, attested: Attested | None, actor: str) -> None:
-    """Record that the identity is active with the certificate of `serial`, and what was attested for it."""
-    columns = {"state": State.ACTIVE.value, "current_serial": serial}
+async def write_certified(
+    work: Work, entry: Entry, serial: str, attested: Attested | None, actor: str, renewal: Renewal | None = None
+) -> None:
+    """Record that the identity is active with the certificate of `serial`, and what was attested for it; `renewal` when
+    it is one by the AK on record."""
+    columns = {
+        "state": State.ACTIVE.value,
+        "current_serial": serial,
+        "renewed_serial": renewal.old if renewal else "",
+        "renewed_until": int(renewal.until) if renewal else 0,
+    }
     if attested is None:
         await write(work, entry, FACT, **columns)
         return

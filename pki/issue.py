@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import serialization
 
 from foundation.faults import Fault
 from foundation.identifiers import SpiffeId
-from foundation.identity import AttestationClass
+from foundation.identity import AttestationClass, Renewal
 from foundation.reasons import Reason
 from pki import lint
 from pki.books import Books, Work
@@ -156,7 +156,8 @@ class Issuing:
             entry = await _checked_entry(work, request)
             await mark_issued(work, issued.serial, issued.chain[0])
             if request.profile is not ProfileName.SERVER:  # a listener's says nothing of the identity as a caller
-                await write_certified(work, entry, issued.serial, request.attested, request.actor)
+                renewal = _renewal(request, issued)
+                await write_certified(work, entry, issued.serial, request.attested, request.actor, renewal)
             if request.answer is not None:
                 await keep_answer(work, request.answer.key, request.answer.compose(issued), issued.not_after)
 
@@ -195,6 +196,13 @@ async def _checked_entry(work: Work, request: IssueRequest) -> Entry:
     if request.attested is not None:
         check_attested(entry, holder, request.attested)
     return entry
+
+
+def _renewal(request: IssueRequest, issued: IssuedCertificate) -> Renewal | None:
+    """What a gateway may let streams go on by: without a TPM nothing says that the holder is the same."""
+    if not request.renews or request.attested is None or not request.attested.ak_name:
+        return None
+    return Renewal(request.renews, issued.serial, issued.not_after)
 
 
 def _row(request: IssueRequest, terms: Terms, draft: x509.Certificate) -> Certificate:

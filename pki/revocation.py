@@ -93,7 +93,7 @@ class Revocations:
             standing = revocations.c.lifted_at.is_(None) & (revocations.c.serial == "")
             lifted = update(revocations).where(standing, revocations.c.identity == str(identity))
             await work.connection.execute(lifted.values(lifted_at=work.now))
-            await write(work, entry, FACT, state=State.EXPECTED.value, current_serial="")
+            await write(work, entry, FACT, state=State.EXPECTED.value, current_serial="", renewed_serial="")
             return await read_entry(work.connection, identity)
 
     async def is_revoked(self, identity: SpiffeId, serial: str) -> bool:

@@ -68,6 +68,9 @@ identities = Table(
     Column("tpm_restart", BigInteger, nullable=True),
     Column("tpm_clock", BigInteger, nullable=True),
     Column("current_serial", String(SERIAL_LENGTH), nullable=False),
+    # Where the current certificate is a renewal by the AK on record: what it renewed, and when it ends.
+    Column("renewed_serial", String(SERIAL_LENGTH), nullable=False, server_default=""),
+    Column("renewed_until", BigInteger, nullable=False, server_default=_NEVER),
     Column("inventory_number", BigInteger, nullable=False, index=True),
     Column("posture_number", BigInteger, nullable=False),
     Column("deadline_number", BigInteger, nullable=False, index=True),

@@ -3,7 +3,7 @@
 | `type` | fields |
 |---|---|
 | `revocation` | `number`, `id`, `serial` (lower-case hex; empty for the whole identity), `reason`, `at` |
-| `posture` | `number`, `id`, `attestation`, `verdict`, `attested_until`, `at` |
+| `posture` | `number`, `id`, `attestation`, `verdict`, `attested_until`, `at`, perhaps `renewal` |
 | `identity` | `number`, `record` (`id`, `state`, `epoch`, `roles`, `tier`, `region`, `site`, `segment`, …), `at` |
 | `policy` | `revision`, `bundle` (base64), `at` |
 | `heartbeat` | `at`, `numbers`: `policy`, `revocations`, `postures`, `inventory` |
@@ -33,6 +33,7 @@ from foundation.identity import (
     PolicyPublished,
     Posture,
     PostureChanged,
+    Renewal,
     Revocation,
     SnapshotNumbers,
     State,
@@ -93,7 +94,8 @@ def _document(change: Change) -> dict[str, Any]:
         case PostureChanged():
             posture = {"attestation": change.posture.attestation.value, "verdict": change.posture.verdict.value}
             until = {"attested_until": change.attested_until}
-            return {"type": "posture", "number": change.number, "id": str(change.id)} | posture | until | _at(change.at)
+            head = {"type": "posture", "number": change.number, "id": str(change.id)}
+            return head | posture | until | _at(change.at) | _renewal(change.renewal)
         case IdentityChanged():
             record = record_document(change.record)
             return {"type": "identity", "number": change.number, "record": record} | _at(change.at)
@@ -108,14 +110,32 @@ def _at(at: float) -> dict[str, Any]:
     return {"at": at} if at else {}
 
 
+def _renewal(renewal: Renewal | None) -> dict[str, Any]:
+    return {} if renewal is None else {"renewal": {"old": renewal.old, "new": renewal.new, "until": renewal.until}}
+
+
+def _read_renewal(fields: Fields) -> Renewal | None:
+    if not fields.has("renewal"):
+        return None
+    section = fields.section("renewal")
+    found = Renewal(_serial(section, "old"), _serial(section, "new"), section.number("until"))
+    section.finish()
+    return found
+
+
+def _serial(fields: Fields, name: str) -> str:
+    serial = fields.text(name, max_length=_MAX_SERIAL)
+    if not _SERIAL.fullmatch(serial):
+        raise fields.fault(name, "expected lower-case hex digits")
+    return serial
+
+
 def _read_at(fields: Fields) -> float:
     return fields.number("at") if fields.has("at") else 0.0
 
 
 def _revocation(fields: Fields) -> Revocation:
-    serial = fields.text("serial", max_length=_MAX_SERIAL)
-    if not _SERIAL.fullmatch(serial):
-        raise fields.fault("serial", "expected lower-case hex digits")
+    serial = _serial(fields, "serial")
     return Revocation(
         fields.integer("number"), _id(fields), serial, fields.text("reason", max_length=_MAX_TEXT), fields.number("at")
     )
@@ -125,7 +145,8 @@ def _posture(fields: Fields) -> PostureChanged:
     attestation = AttestationClass(fields.one_of("attestation", tuple(AttestationClass)))
     posture = Posture(attestation, Verdict(fields.one_of("verdict", tuple(Verdict))))
     until = fields.number("attested_until")
-    return PostureChanged(fields.integer("number"), _id(fields), posture, until, _read_at(fields))
+    number, identity = fields.integer("number"), _id(fields)
+    return PostureChanged(number, identity, posture, until, _read_at(fields), _read_renewal(fields))
 
 
 def _identity(fields: Fields) -> IdentityChanged:

@@ -120,7 +120,8 @@ class Decider:
         if permit is None or route is None:
             return self.refuse(Reason.INTERNAL)
         request = permit.query.request
-        question = self._question(snapshot, exchange.peer, request, route)
+        until = self._store.renewals.until(exchange.peer, snapshot.revoked_serials)
+        question = self._question(snapshot, exchange.peer, request, route, until)
         astray = None if isinstance(question, Denial) else _astray(snapshot, exchange, request, route)
         if isinstance(question, Denial) or astray is None:
             return question
@@ -140,8 +141,11 @@ class Decider:
                 return judge(self._decision_id(), query, answer, deadline, snapshot.numbers)
         return self.refuse(Reason.DECISION_UNSTABLE)
 
-    def _question(self, snapshot: Snapshot, peer: Peer, request: CanonicalRequest, route: Route) -> Question | Denial:
-        now = self._clock.now()
+    def _question(
+        self, snapshot: Snapshot, peer: Peer, request: CanonicalRequest, route: Route, certified_until: float = 0.0
+    ) -> Question | Denial:
+        """`certified_until` is given where that is not the end of the peer's own certificate."""
+        now, not_after = self._clock.now(), certified_until or peer.not_after
         standing = self._standing(snapshot, peer)
         record, posture, _ = standing
         attested_until = FOREVER
@@ -149,13 +153,13 @@ class Decider:
             attested_until = self._store.attested_until(peer.id)
         age, next_age = staleness(self._store.heartbeat_at, now, self._staleness)
         query = None if record is None else Query(int(now), record, posture, route.name, request, age)
-        refusal = refusal_by_fixed_rule(snapshot, standing, peer, attested_until, now)
+        refusal = refusal_by_fixed_rule(snapshot, standing, peer.not_before, not_after, attested_until, now)
         if refusal is not None or query is None or snapshot.policy is None:
             reason = refusal or Reason.IDENTITY_UNKNOWN
             facts = grounds.grounds(reason, snapshot, peer, posture, attested_until)
             return Denial(self._decision_id(), query, (reason,), snapshot.numbers, facts=facts)
         asked_until = now + snapshot.policy.asked_every
-        return snapshot.policy.engine, query, min(peer.not_after, attested_until, next_age, asked_until)
+        return snapshot.policy.engine, query, min(not_after, attested_until, next_age, asked_until)
 
     def _standing(self, snapshot: Snapshot, peer: Peer) -> Standing:
         """What `snapshot` says of `peer`, found once."""
@@ -182,12 +186,13 @@ def _astray(snapshot: Snapshot, exchange: Exchange, request: CanonicalRequest, r
 
 
 def refusal_by_fixed_rule(
-    snapshot: Snapshot, standing: Standing, peer: Peer, attested_until: float, now: float
+    snapshot: Snapshot, standing: Standing, not_before: float, not_after: float, attested_until: float, now: float
 ) -> Reason | None:
-    """Steps 1 to 5: why `peer` may do nothing at all at `now`, or None. Times are seconds since the Unix epoch."""
+    """Steps 1 to 5: why nothing at all may be done at `now`, or None. The certificate is valid from `not_before` until
+    `not_after`; all in seconds since the Unix epoch."""
     if snapshot.policy is None:  # 1
         return Reason.REVISION_MISSING
-    refusal = refusal_by_standing(standing, peer.not_before, peer.not_after, now)  # 2 to 5
+    refusal = refusal_by_standing(standing, not_before, not_after, now)  # 2 to 5
     if refusal is None and now >= attested_until:  # 5
         return Reason.ATTESTATION_EXPIRED
     return refusal

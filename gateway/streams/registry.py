@@ -30,6 +30,7 @@ from gateway.snapshot import Snapshot, Touched
 from gateway.streams.deadlines import Deadlines
 from gateway.streams.index import Index
 from gateway.streams.redecide import Cause, Redecider, Redecisions
+from gateway.streams.renewals import Renewals
 from policies.model import FOREVER, Decision, Denial, Permit
 from policies.routes import Route
 
@@ -122,11 +123,13 @@ class Registry:
         record: Callable[[Cut], None],
         redecider: Redecider,
         on_cut: CutListener | None = None,
+        renewals: Renewals | None = None,
     ) -> None:
         self._clock = clock
         self._record = record
         self._redecider = redecider
         self._on_cut = on_cut
+        self._renewals = Renewals() if renewals is None else renewals
         self._young: dict[Exchange, None] = {}
         self._by_identity: Index[SpiffeId, Exchange] = Index()
         self._by_serial: Index[str, Exchange] = Index()
@@ -177,10 +180,12 @@ class Registry:
 
     def connected(self, connection: Connection) -> None:
         """After the handshake, when the identity is known."""
+        self._renewals.opened(connection.peer.serial)
         for key in _keys(connection.peer):
             self._connections.add(key, connection)
 
     def disconnected(self, connection: Connection) -> None:
+        self._renewals.closed(connection.peer.serial)
         for key in _keys(connection.peer):
             self._connections.remove(key, connection)
 

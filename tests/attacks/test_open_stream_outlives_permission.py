@@ -12,7 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from foundation.identity import AttestationClass, IdentityChanged, Posture, PostureChanged, Revocation, State, Verdict
+from foundation.identity import (
+    AttestationClass,
+    Heartbeat,
+    IdentityChanged,
+    Posture,
+    PostureChanged,
+    Renewal,
+    Revocation,
+    SnapshotNumbers,
+    State,
+    Verdict,
+)
 from foundation.reasons import Reason
 from policies.model import Answer
 from tests.fakes.trust import ALLOW, DENY, FakeEngine, record, spiffe
@@ -129,6 +140,54 @@ async def test_a_deadline_cuts_the_stream(tmp_path: Path, ends: str) -> None:
         await assert_cut(plane, client, upstream)
         registry.cancel()
         await asyncio.gather(registry, return_exceptions=True)
+
+
+def renew(plane: DataPlane, until: float) -> None:
+    """The authority says that this node's TPM renewed the certificate by which its connection came."""
+    (connection,) = plane.listener._connections
+    posture, attested = plane.store.current.postures[spiffe()], plane.clock.now() + 1e6
+    renewal = Renewal(connection.peer.serial, "0f", until)
+    plane.store.apply(PostureChanged(1, spiffe(), posture, attested, renewal=renewal))
+
+
+@pytest.mark.parametrize("ends", ["renewed certificate", "newest revoked", "attestation", "not renewed"])
+async def test_a_renewal_carries_a_stream_and_no_further(tmp_path: Path, ends: str) -> None:
+    """teleport#18544: a certificate's end must not end what may go on. A new request has to come by the new one."""
+    async with watching(tmp_path) as (plane, client, upstream):
+        (connection,) = plane.listener._connections
+        not_after = connection.peer.not_after
+        plane.store.apply(Heartbeat(not_after + 20_000, SnapshotNumbers(1, 0, 0, 0)))
+        posture = plane.store.current.postures[spiffe()]
+        plane.store.apply(PostureChanged(1, spiffe(), posture, not_after + 10_000))
+        await plane.advance(0.5)
+        if ends != "not renewed":
+            renew(plane, not_after + 3600)
+        plane.clock.set_wall(not_after + 1)
+        await plane.advance(1)
+        if ends != "not renewed":
+            assert plane.registry.open_count == 1
+            assert not upstream.ended.is_set()
+        if ends == "newest revoked":
+            plane.store.apply(Revocation(1, spiffe(), "0f", "key_compromise", not_after + 1))
+        elif ends == "attestation":
+            plane.store.apply(PostureChanged(1, spiffe(), posture, not_after + 2))
+            plane.store.apply(IdentityChanged(2, record(epoch=2)))  # whatever makes it look
+            plane.clock.set_wall(not_after + 3)
+        elif ends == "renewed certificate":
+            plane.clock.set_wall(not_after + 3601)
+        await plane.advance(1)
+        await assert_cut(plane, client, upstream)
+
+
+async def test_a_new_request_by_an_old_certificate_is_refused_whatever_was_renewed(tmp_path: Path) -> None:
+    async with gateway_to(RawUpstream(), tmp_path) as plane:
+        client = await plane.connect()
+        assert (await client.get()).status == 200
+        (connection,) = plane.listener._connections
+        not_after = connection.peer.not_after
+        renew(plane, not_after + 3600)
+        plane.clock.set_wall(not_after + 1)
+        assert (await client.get()).reason == "certificate_expired"
 
 
 async def test_idle_connections_of_a_revoked_identity_end(tmp_path: Path) -> None:

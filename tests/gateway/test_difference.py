@@ -40,9 +40,10 @@ from policies.model import FOREVER, CanonicalRequest, Decision, Permit
 from policies.routes import Route, RouteType
 from policies.settings import CompileSettings, PolicySettings
 from policies.upstreams import Address, Destination, Pool
-from policies.wasm import WasmEngine, _to_json
+from policies.wasm import WasmEngine
 from tests.fakes.clock import ManualClock
 from tests.fakes.trust import ALLOW, FakeEngine, record, request, spiffe
+from tests.support.engines import put_data
 from tests.support.policy import workspace
 
 ROLES, SEGMENTS, SITES = ("agent", "cook", "guard"), ("edge", "lab", "hall"), ("a", "b")
@@ -135,8 +136,7 @@ class Site:
         return Peer(identity, f"{number:x}", 0.0, self.clock.now() + 1e6, b"", b"")
 
     def enforce(self, found: Workspace, revision: int) -> None:
-        self.engine._data = _to_json(found.data).encode()
-        self.engine._discard()
+        put_data(self.engine, found.data)
         compiled = replace(code(), data=found.data)
         self.store.publish_policy(PolicyPart(revision, str(revision), self.engine, RouteTable(found.routes), compiled))
 

@@ -10,11 +10,13 @@ import pytest
 
 from foundation.faults import Fault
 from foundation.identity import (
+    AttestationClass,
     Change,
     Heartbeat,
     IdentityChanged,
     PolicyPublished,
     PostureChanged,
+    Renewal,
     Revocation,
     SnapshotNumbers,
     State,
@@ -25,6 +27,7 @@ from gateway.snapshot import SnapshotStore
 from pki import feed as feed_module
 from pki.authority import Authority
 from pki.books import Part, read_numbers
+from pki.entries import Attested
 from pki.feed import HEARTBEAT_SECONDS, POLL_SECONDS
 from pki.inventory import Description
 from pki.revocation import LIFTED_SERIAL
@@ -236,3 +239,31 @@ async def test_followers_are_woken_exactly_when_a_number_moved(site: Site, monke
 async def _deadline(site: Site) -> int:
     async with site.database.reading() as connection:
         return (await read_numbers(connection))[Part.DEADLINES]
+
+
+async def test_a_renewal_by_the_ak_on_record_is_told_and_nothing_else_is_one(site: Site) -> None:
+    node = await site.expect("a")
+
+    async def told() -> Renewal | None:
+        (posture,) = [each for each in await catch_up(site) if isinstance(each, PostureChanged)]
+        assert posture.at == site.clock.now()
+        return posture.renewal
+
+    first = await site.issue(node)
+    assert await told() is None
+    site.clock.advance(10)
+    second = await site.issue(node, renews=first.serial)
+    assert await told() == Renewal(first.serial, second.serial, second.not_after)
+    await site.authority.inventory.record_attestation(node, attested(site.clock, "a"), ACTOR)
+    assert await told() == Renewal(first.serial, second.serial, second.not_after)  # it stands until the next
+    await site.issue(node)  # enrolled anew
+    assert await told() is None
+
+
+async def test_without_a_tpm_no_renewal_is_told(site: Site) -> None:
+    node = await site.expect("soft")
+    nothing = Attested(AttestationClass.NONE, site.clock.now() + 300)
+    first = await site.issue(node, attested=nothing)
+    await site.issue(node, attested=nothing, renews=first.serial)
+    changes = [each for each in await catch_up(site) if isinstance(each, PostureChanged)]
+    assert [each.renewal for each in changes] == [None]

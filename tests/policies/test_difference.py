@@ -16,9 +16,9 @@ from policies.difference import PolicyDifference
 from policies.engine import CompiledPolicy
 from policies.model import Answer, Query
 from policies.projection import ALL_DATA, DataReads, data_reads_of
-from policies.wasm import WasmEngine, _to_json
+from policies.wasm import WasmEngine
 from tests.support import randompolicies
-from tests.support.engines import compiled, small, wasm
+from tests.support.engines import compiled, put_data, small, wasm
 from tests.support.policy import starter
 from tests.support.workspaces import query
 
@@ -171,8 +171,7 @@ def _random_query(chance: random.Random) -> Query:
 
 def _answers(engine: WasmEngine, data: dict[str, Any], queries: list[Query]) -> list[Answer]:
     """By the same code over other data."""
-    engine._data = _to_json(data).encode()
-    engine._discard()
+    put_data(engine, data)
     found = [engine.decide_now(each) for each in queries]
     assert not any(each.reasons == (Reason.ENGINE_TIMEOUT,) for each in found)
     return found

@@ -11,7 +11,7 @@ from typing import Any
 from policies.compile import compile_policy
 from policies.engine import CompiledPolicy
 from policies.settings import CompileSettings, PolicySettings
-from policies.wasm import WasmEngine
+from policies.wasm import WasmEngine, _to_json
 
 EXPLAIN = "\nexplain := {}\n"
 PATIENT = PolicySettings(decision_timeout=5.0)  # a loaded machine is no denial
@@ -79,6 +79,12 @@ def wasm(policy: CompiledPolicy, settings: PolicySettings = PATIENT) -> Iterator
         yield engine
     finally:
         engine.stop()
+
+
+def put_data(engine: WasmEngine, data: Mapping[str, Any]) -> None:
+    """The same code over other data from now on, without compiling it again."""
+    engine._loaded.data = _to_json(data).encode()
+    engine._discard()
 
 
 def answer(engine: WasmEngine, document: Any) -> Any:

@@ -214,7 +214,7 @@ class DataPlane:
         self.recorded, self.metrics = Recorded(), Counted()
         ids = DecisionIds(self.clock)
         self.decider = Decider(self.store, self.clock, StalenessSettings(), Obligations(self.clock), ids)
-        self.registry = Registry(self.clock, self.redecided.append, self.decider)
+        self.registry = Registry(self.clock, self.redecided.append, self.decider, None, self.store.renewals)
         self.store.listen(self.registry.changed)
         self.store.apply(Heartbeat(self.clock.now() + 10_000, SnapshotNumbers(1, 0, 0, 0)))
         self.know("edge-1")
