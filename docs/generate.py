@@ -28,6 +28,7 @@ from foundation.wire.enrolment_schema import schema
 from gateway.access.settings import AccessLogSettings
 from gateway.api.operators import OperatorsApi
 from gateway.api.settings import ApiSettings
+from gateway.api.shadow import ShadowApi
 from gateway.api.upstreams import UpstreamsApi
 from gateway.configuration import SystemSettings
 from gateway.feed import UpstreamAuthoritySettings
@@ -123,7 +124,7 @@ def openapi() -> str:
     nothing: Any = _Nothing()
     routes = authority_routes(nothing, "fleet.example", verify_bundle=nothing, audit_head=nothing)
     routes += renewal_routes(nothing) + OperatorsApi(*[nothing] * 7).routes()
-    routes += UpstreamsApi(nothing, nothing).routes()
+    routes += UpstreamsApi(nothing, nothing).routes() + ShadowApi(nothing).routes()
     paths: dict[str, dict[str, Any]] = {}
     for route in routes + enrolment_routes(nothing):
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)

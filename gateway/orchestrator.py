@@ -53,6 +53,7 @@ from gateway.api.authorise import PolicyAuthorizer
 from gateway.api.explaining import Explainer
 from gateway.api.operators import OperatorsApi
 from gateway.api.settings import ApiSettings
+from gateway.api.shadow import ShadowApi
 from gateway.api.upstreams import UpstreamsApi
 from gateway.configuration import Configuration, Role, SystemSettings, read_configuration
 from gateway.control import Configure
@@ -66,11 +67,12 @@ from gateway.identity import Certificates, Renewal
 from gateway.keep import KeptFacts, read_facts
 from gateway.live import Watch
 from gateway.metrics import ProcessMetrics
-from gateway.plane import MASK_KEY, PlaneSettings
+from gateway.plane import MASK_KEY, SHADOW_FOLDER, PlaneSettings
 from gateway.proxy.assertion import published_keys
 from gateway.records import recording
 from gateway.reloading import changed, needs_restart
 from gateway.scrape import Scrape
+from gateway.shadow.runner import ShadowRunner
 from gateway.shelf import RevisionShelf
 from gateway.signals import Asked, Signals
 from gateway.snapshot import SnapshotStore
@@ -211,6 +213,7 @@ class _GatewayParts:
     upstreams: UpstreamsApi
     shelf: RevisionShelf
     watch: Watch
+    shadow: ShadowRunner
 
 
 class _Address(Protocol):
@@ -242,6 +245,7 @@ class Orchestrator:
             source = await self._open_source(stack, base)
             gateway = self._build_gateway(base, source)
             stack.push_async_callback(gateway.shelf.close)
+            stack.push_async_callback(gateway.shadow.close)
             background = [base.time.run, gateway.workers.run, gateway.follower.run, source.keep_certificate]
             if gateway.kept is not None:
                 background.append(gateway.kept.run)
@@ -384,7 +388,7 @@ class Orchestrator:
         enforcer = Enforcer(settings.policy, base.policy_key.key, state / "policy.floor", base.mask, workers.load)
         is_here = isinstance(settings.authority, AuthoritySections)
         kept = None if is_here else KeptFacts(state / "facts", store.present, base.time)
-        shelf = RevisionShelf(state / "revisions", base.policy_key.key, settings.policy)
+        shelf = RevisionShelf(state / "revisions", lambda: base.policy_key.key, settings.policy)
         follower = Follower(source.feed, store, shelf.keeping(enforcer), base.audit, base.time, kept, workers)
         scrape = Scrape(base.telemetry.registry, lambda: workers.ask("metrics"), lambda: workers.living)
         workers.last_words = scrape.farewell
@@ -412,6 +416,7 @@ class Orchestrator:
             UpstreamsApi(workers.ask, lambda: published_keys(state)),
             shelf,
             watch,
+            ShadowRunner(state / SHADOW_FOLDER, lambda: base.policy_key.key, settings.policy, base.audit),
         )
 
     def _pool(self, settings: Settings, base: _Base, source: _Source) -> Pool:
@@ -458,6 +463,7 @@ class Orchestrator:
         settings, certificates = self._settings, source.certificates
         domain = settings.system.trust_domain
         routes = [*source.routes, *gateway.operators.routes(), *gateway.upstreams.routes()]
+        routes += ShadowApi(gateway.shadow).routes()
         bearer = BearerVerifier(settings.api.issuers) if settings.api.issuers else None
         directory = source.directory or SnapshotDirectory(gateway.store)
         callers = CertificateCallers(domain, directory, base.time, bearer)

@@ -28,6 +28,7 @@ from gateway.proxy.record import Records
 from gateway.proxy.services import ConnectionServices, GatewayListenerSettings
 from gateway.proxy.upstream import Upstreams, UpstreamSettings
 from gateway.records import recording_cuts
+from gateway.shadow.tap import ShadowTap
 from gateway.snapshot import SnapshotStore
 from gateway.streams.registry import Registry
 from gateway.streams.timing import CutTimes, StreamSettings
@@ -38,6 +39,7 @@ from policies.settings import PolicySettings
 # In the state folder:
 MASK_KEY = "decision-mask.key"
 RATES = "rates"  # what identities have used up of their rates, for all workers
+SHADOW_FOLDER = "shadow"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,8 @@ def build_plane(
     """`certificates` are asked for each new connection, from clients and to upstreams. Raises `Fault`."""
     store = SnapshotStore()
     rates = Buckets.shared(settings.system.state / RATES)
-    decider = Decider(store, time, settings.staleness, Obligations(time, rates), decisions.ids)
+    shadow = ShadowTap(settings.system.state / SHADOW_FOLDER)
+    decider = Decider(store, time, settings.staleness, Obligations(time, rates), decisions.ids, shadow)
     cuts = CutTimes(telemetry.registry, settings.streams, time)
     registry = Registry(time, recording_cuts(decisions, time), decider, cuts, store.renewals)
     upstreams = Upstreams(settings.upstreams, time, UpstreamTrust(time, certificates))

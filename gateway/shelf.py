@@ -37,7 +37,8 @@ _LOG = logging.getLogger(__name__)
 class RevisionShelf:
     """Bundles in a folder of their own, by number and digest."""
 
-    def __init__(self, folder: Path, key: VerifyingKey, settings: PolicySettings) -> None:
+    def __init__(self, folder: Path, key: Callable[[], VerifyingKey], settings: PolicySettings) -> None:
+        """`key` gives the policy key that is pinned now: what another one signed explains nothing any more."""
         self._folder = folder
         self._key = key
         # It is asked why, not what: by the embedded engine, and nothing of it is remembered.
@@ -83,7 +84,7 @@ class RevisionShelf:
             bundle = await asyncio.to_thread(self._get, number)
             if bundle is None:
                 return None
-            loaded = await asyncio.to_thread(verify, bundle, self._key, number - 1)
+            loaded = await asyncio.to_thread(verify, bundle, self._key(), number - 1)
             return await load_engine(loaded.compiled, self._settings)
         except (OSError, Fault) as error:
             _LOG.warning("revision %d cannot explain what it decided: %s", number, error)

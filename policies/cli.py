@@ -1,4 +1,4 @@
-"""`sallyport policy`: check, test, build, show, publish.
+"""`sallyport policy`: check, test, build, show, publish; `shadow` is `policies.shadow_cli`'s.
 
 Exit codes: 0 done; 1 refused, with every fault at file and line on standard error; 2 the command line is wrong.
 """
@@ -29,6 +29,7 @@ from policies.lifecycle.signing import load_signing_key, parse_verifying_key
 from policies.lifecycle.workspace import Workspace, WorkspaceInvalid, read_workspace
 from policies.present import faults_view, instant, revision_view, tests_view
 from policies.settings import CompileSettings
+from policies.shadow_cli import shadow
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 _out = Console(highlight=False)
@@ -40,6 +41,9 @@ Folder = Annotated[Path, typer.Argument(help="The policy workspace.", file_okay=
 Production = Annotated[bool, typer.Option("--production", help="Refuse routes that take less than a hardware TPM.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Opa = Annotated[str, typer.Option("--opa", help="The opa binary.")]
+
+
+app.add_typer(shadow, name="shadow")
 
 
 @app.callback()

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from foundation.clock import Clock
 from foundation.faults import Fault
@@ -46,6 +46,14 @@ Question = tuple[PolicyEngine, Query, float]
 """Whom to ask what, and the nearest deadline of trust."""
 
 
+class Shadow(Protocol):
+    """Whoever asks another policy the same (`gateway.shadow.tap`)."""
+
+    def offer(self, decision: Decision) -> None:
+        """Raises nothing, waits for nothing."""
+        ...
+
+
 class Decider:
     """Decides against the store's current snapshot. Holds no state of a request: what it remembers is what the snapshot
     says of each peer, for as long as that snapshot is the current one."""
@@ -57,7 +65,10 @@ class Decider:
         staleness_settings: StalenessSettings,
         obligations: Obligations,
         decision_id: Callable[[], str],
+        shadow: Shadow | None = None,
     ) -> None:
+        """`shadow` is offered what policy decided."""
+        self._shadow = shadow
         self._store = store
         self._clock = clock
         self._staleness = staleness_settings
@@ -90,6 +101,8 @@ class Decider:
         return Denial(self._decision_id(), None, (reason,), self._store.current.numbers, facts=facts)
 
     def _conclude(self, decision: Decision, route: Route, exchange: Exchange) -> Decision:
+        if self._shadow is not None and decision.input is not None:
+            self._shadow.offer(decision)
         if isinstance(decision, Denial):
             return decision
         unmet = self._obligations.unmet(decision)

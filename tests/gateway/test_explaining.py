@@ -55,7 +55,7 @@ class Records:
 class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder, self.store = folder, SnapshotStore()
-        self.shelf = RevisionShelf(folder / "revisions", KEY.public_key(), SETTINGS)
+        self.shelf = RevisionShelf(folder / "revisions", KEY.public_key, SETTINGS)
         self.explain = Explainer(self.store, Records(), self.shelf.engine)
         self._load = self.shelf.keeping(Enforcer(SETTINGS, KEY.public_key(), folder / "floor"))
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from deploy.demo.tpm_maker import TpmMaker
 from tests.support.commands import CommandServer
-from tests.support.system import MakeTpm, System
+from tests.support.processes import wait_until
+from tests.support.system import MakeTpm, Node, System
 
 KEY = "bWFpbi1qb2I="
 PUT = json.dumps({"key": KEY, "value": "aGVsbG8="})
@@ -35,7 +36,10 @@ def test_the_main_job(
 
         running = system.process
         system.add_policy(grants=WRITE_GRANT, roles="  writer: Writes\n")
-        assert system.publish() == 2
+        bundle = system.build()
+        tried_beside_the_one_in_force(system, node, bundle)
+        system.operate("policy", "publish", str(bundle))
+        system.enforces(2)
         assert "header" in node.call("POST", "/v3/kv/put", "--data", PUT).json
         assert system.process is running
 
@@ -46,6 +50,14 @@ def test_the_main_job(
         revoked = system.operate("inventory", "revoke", "edge-1", "--reason", "key_compromise", "--json").json
         assert len(revoked["revocations"]) == 2  # the identity and its one certificate
         assert watch.ending() == "cut"
+        ran_by, last = watch.decision, system.operate("explain", decision, "--json").json
+        assert (last["revision"], last["explained_by"]) == (1, 1)  # two revisions later
+        ended = system.operate("explain", ran_by, "--json").json
+        assert ended["allowed"]
+        assert "its stream was cut at" in ended["sentences"][-1]
+        cut = system.operate("explain", ended["cut"], "--json").json
+        assert (cut["reasons"], cut["ended"]) == (["identity_revoked"], ran_by)
+        assert any(text.startswith("revocation ") for text in cut["sentences"])
 
         assert "identity_revoked" in node.call("GET", "/version", expect=1).err
         assert "identity_revoked" in node.renew(expect=1).err
@@ -66,6 +78,24 @@ def denied_with_reason_and_remedy(told: str) -> str:
     assert first == "path_not_granted: the grant does not cover this path"
     assert remedy.strip() == "what to do: widen the grant's paths or use another"
     return explain.strip().removeprefix("sallyport explain ")
+
+
+def tried_beside_the_one_in_force(system: System, node: Node, bundle: Path) -> None:
+    """The candidate would permit what is denied, and is enforced nowhere."""
+    begun = system.operate("policy", "shadow", "start", str(bundle), "--json").json
+    assert (begun["running"], begun["revision"]) == (True, 2)
+
+    def differs() -> bool:
+        node.call("POST", "/v3/kv/put", "--data", PUT, expect=1)
+        return bool(system.operate("policy", "shadow", "status", "--json").json.get("different"))
+
+    wait_until(differs, "a difference")
+    assert "now_permitted" in system.operate("policy", "shadow", "status").out
+    found = system.operate("policy", "shadow", "stop", "--json").json
+    assert found["running"] is False
+    assert [(each["route"], each["kind"]) for each in found["differences"]] == [("control-plane", "now_permitted")]
+    asked = system.operate("explain", found["records"][0]["decision"], "--json").json
+    assert asked["reasons"] == ["path_not_granted"]
 
 
 def explained_with_near_misses(system: System, decision: str) -> None:

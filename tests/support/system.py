@@ -68,6 +68,7 @@ class OpenAnswer:
     def __init__(self, response: http.client.HTTPResponse) -> None:
         self._response = response
         self._read = b""
+        self.decision = response.headers.get("x-sallyport-decision", "")
 
     def line(self) -> dict[str, Any]:
         """The next line, of JSON."""

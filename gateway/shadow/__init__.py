@@ -1,0 +1,1 @@
+"""A candidate revision beside the one in force: asked the same, enforced nowhere."""
