@@ -44,6 +44,7 @@ from pki.api.enrolment import enrolment_routes, renewal_routes
 from pki.api.routes import authority_routes
 from pki.enrol.settings import EnrolmentSettings
 from pki.settings import AuthoritySettings
+from policies.lifecycle.upstreams_schema import schema as upstreams_section
 from policies.settings import PolicySettings
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
@@ -142,12 +143,18 @@ def enrolment_schema() -> str:
     return json.dumps(schema(), indent=2) + "\n"
 
 
+def upstreams_schema() -> str:
+    """The section `upstreams` of routes.yaml as JSON Schema."""
+    return json.dumps(upstreams_section(), indent=2) + "\n"
+
+
 _GENERATED: dict[str, Callable[[], str]] = {
     "reasons.md": reasons,
     "settings.md": settings,
     "commands.md": commands,
     "openapi.json": openapi,
     "enrolment.schema.json": enrolment_schema,
+    "upstreams.schema.json": upstreams_schema,
 }
 
 

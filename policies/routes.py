@@ -42,7 +42,8 @@ class Route:
     """`host` is matched in lower case, `*` matches any; `prefix` is whole decoded path segments. The longest prefix
     wins, an exact host before `*`. Times in seconds, sizes in bytes. Nothing is rewritten: what is authorised is
     forwarded. `pool` is where an `http` route leads. `retry_503`: an answer of 503 counts as none to what may be tried
-    again."""
+    again. Of the times, `idle_timeout` is the longest pause within an answer or a tunnel, and `timeout` the whole of an
+    exchange, streams too; 0 is no bound."""
 
     name: str
     type: RouteType
@@ -54,6 +55,8 @@ class Route:
     max_body: int = 1 << 40
     connect_timeout: float = 5.0
     response_timeout: float = 60.0
+    idle_timeout: float = 0.0
+    timeout: float = 0.0
     retry_503: bool = False
     service: str = ""  # of a stream route: the service's name on the target node
     priority: Priority = Priority.NORMAL

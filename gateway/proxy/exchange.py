@@ -288,6 +288,8 @@ class HttpExchange:
             self._await_next(done)
 
     def tunnel_came(self, data: bytes) -> None:
+        if self._route.idle_timeout:
+            self._await_more()
         if self._upstream is not None:
             self._upstream.write(data)
 
@@ -319,7 +321,7 @@ class HttpExchange:
         if head.status == _UNAVAILABLE and self._route.retry_503 and self._elsewhere(done):
             return
         self._status = head.status
-        self.due = NEVER
+        self._await_more()
         if done:
             self._upstream = None  # it has let go of this exchange already
         self._sent += len(payload)
@@ -341,15 +343,20 @@ class HttpExchange:
     def response_data(self, payload: bytes, done: bool) -> None:
         if done:
             self._upstream = None
+        if self._route.idle_timeout:
+            self._await_more()
         self._sent += len(payload)
         self._client.respond_more(payload, done)
 
     def upgraded(self, head: ResponseHead, data: bytes) -> None:
         self._check_upgrade(head)
-        self._status, self._tunnel, self.due = 101, True, NEVER
+        self._status, self._tunnel = 101, True
+        self._await_more()
         self._client.switch(head, self._decision_id(), data)
 
     def tunnelled(self, data: bytes) -> None:
+        if self._route.idle_timeout:
+            self._await_more()
         self._sent += len(data)
         self._client.tunnel(data)
 
@@ -393,7 +400,7 @@ class HttpExchange:
     def timed_out(self) -> None:
         """Its `due` has come: the one whose turn it was is late."""
         late = Reason.UPSTREAM_TIMEOUT if self._body_done or self._blocked else Reason.REQUEST_TIMEOUT
-        if late is Reason.UPSTREAM_TIMEOUT and self._upstream is not None:
+        if late is Reason.UPSTREAM_TIMEOUT and self._upstream is not None and self._status == 0:
             self._upstream.late()
         self.refuse(Fault(late))
 
@@ -405,6 +412,15 @@ class HttpExchange:
             self.due = now + self._route.response_timeout
         else:
             self.due = min(now + settings.body_timeout, self._begun + settings.request_timeout)
+        if self._route.timeout:
+            self.due = min(self.due, self._begun + self._route.timeout)
+
+    def _await_more(self) -> None:
+        """The next byte of an answer or a tunnel, and its last one, for as long as the route allows."""
+        route, due = self._route, NEVER
+        if route.idle_timeout:
+            due = self._services.clock.monotonic() + route.idle_timeout
+        self.due = min(due, self._begun + route.timeout) if route.timeout else due
 
     def _body_bound(self) -> int:
         return min(self._route.max_body, self._services.settings.body_bytes)

@@ -36,6 +36,7 @@ MANIFEST, SIGNATURE = "manifest.json", "manifest.sig"
 _FIXED = ("data.json", "data-reads.json", "policy.wasm", "reads.json", "routes.json")
 _REGO = "rego/"
 _MS = 1000
+_TIMES = ("connect_timeout", "response_timeout", "idle_timeout", "timeout")  # of a route
 _MAX_MANIFEST_BYTES = 256 << 10
 _MAX_SIGNATURE_BYTES = 256
 
@@ -230,7 +231,7 @@ def _routes_document(routes: tuple[Route, ...]) -> dict[str, Any]:
 def _route_document(route: Route) -> dict[str, Any]:
     """`route` as JSON; times in whole milliseconds, its pool by name."""
     document = {each.name: getattr(route, each.name) for each in fields_of(Route)}
-    document |= {name: round(getattr(route, name) * _MS) for name in ("connect_timeout", "response_timeout")}
+    document |= {name: round(getattr(route, name) * _MS) for name in _TIMES}
     return document | {"pool": route.pool.name if route.pool is not None else ""}
 
 
@@ -255,6 +256,8 @@ def _route(fields: Fields, pools: Mapping[str, Pool]) -> Route:
         max_body=fields.integer("max_body"),
         connect_timeout=fields.integer("connect_timeout") / _MS,
         response_timeout=fields.integer("response_timeout") / _MS,
+        idle_timeout=fields.integer("idle_timeout") / _MS,
+        timeout=fields.integer("timeout") / _MS,
         retry_503=fields.flag("retry_503"),
         service=fields.text("service"),
         priority=Priority(fields.one_of("priority", tuple(Priority), Priority.NORMAL)),

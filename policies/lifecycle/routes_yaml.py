@@ -84,6 +84,8 @@ def _route(item: Fields, name: str, route_type: RouteType, pools: Mapping[str, P
         max_body=item.size("max_body") if item.has("max_body") else 1 << 40,
         connect_timeout=_timeout(item, "connect_timeout", "5s"),
         response_timeout=_timeout(item, "response_timeout", "60s"),
+        idle_timeout=_timeout(item, "idle_timeout", "") if item.has("idle_timeout") else 0.0,
+        timeout=_timeout(item, "timeout", "") if item.has("timeout") else 0.0,
         priority=priority,
         retry_503=item.flag("retry_503", False),
     )

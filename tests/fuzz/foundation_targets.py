@@ -31,6 +31,7 @@ from foundation.reasons import Reason
 from foundation.trace import TraceContext
 from foundation.wire.changes import encode_change, parse_change
 from foundation.wire.enrolment import Begin, Challenge, Complete, Evidence, Issued, PcrSelection, Token
+from foundation.wire.proxy_protocol import FIXED_BYTES, LOCAL, Addresses, parse_header, proxy_header, remaining
 
 _EXAMPLES: dict[str, Any] = {
     "begin": Begin("enrol", "tpm", "n1", "t", b"ek", (b"c",), b"e", b"a", b"t"),
@@ -110,6 +111,13 @@ def _export(raw: bytes) -> None:
     assert not verify_export(raw.splitlines(), Ed25519PublicKey.from_public_bytes(bytes(32))).ok
 
 
+def _proxy_header(raw: bytes) -> None:
+    addresses = parse_header(raw)
+    assert len(raw) == FIXED_BYTES + remaining(raw[:FIXED_BYTES])
+    if addresses is not None:
+        assert parse_header(proxy_header(addresses)) == addresses
+
+
 TARGETS = {
     "json": _json,
     "fields": _fields,
@@ -120,7 +128,9 @@ TARGETS = {
     "traceparent": _trace,
     "audit_head": _head,
     "audit_export": _export,
+    "proxy_header": _proxy_header,
 }
+_ENDS = Addresses(("192.0.2.7", 40_000), ("198.51.100.1", 443)), Addresses(("2001:db8::7", 1), ("2001:db8::1", 2))
 _HEAD = TreeHead(0, "2026-11-23T00:00:00.000Z", bytes(32), bytes(64))
 SEEDS = {
     "json": [b'{"a":[1,2.5,null,true,"\\u00e9"]}'],
@@ -132,4 +142,5 @@ SEEDS = {
     "traceparent": [b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"],
     "audit_head": [_HEAD.encode()],
     "audit_export": [b'{"consistency":null,"first":0,"head":' + json.dumps(_HEAD.to_json()).encode() + b"}\n{}\n"],
+    "proxy_header": [LOCAL, *map(proxy_header, _ENDS)],
 }

@@ -78,7 +78,8 @@ def test_what_was_built_is_what_is_loaded() -> None:
 def test_every_kind_of_route_survives() -> None:
     found = workspace(
         routes="routes:\n"
-        "  - {name: r, upstreams: ['https://[::1]:1'], ca_file: /c, kinds: [node], connect_timeout: 15ms}\n"
+        "  - {name: r, upstreams: ['https://[::1]:1'], ca_file: /c, kinds: [node], connect_timeout: 15ms,\n"
+        "     idle_timeout: 2s, timeout: 1h}\n"
         "  - {name: s, type: stream, service: ssh, kinds: [node], class: tolerant}\n"
     )
     assert verify(build(found, 1, 0, CompileSettings()).signed(KEY), PUBLIC, 0).routes == found.routes

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from foundation.fields import Fields
 from foundation.reasons import Reason
+from policies.lifecycle.strict_yaml import parse_yaml
+from policies.lifecycle.upstreams_schema import schema
 from policies.lifecycle.upstreams_yaml import pool_document, read_pool
 from policies.lifecycle.workspace import WorkspaceInvalid
 from policies.upstreams import (
@@ -203,9 +206,40 @@ def again(pool: Pool) -> Pool:
     return found
 
 
+VALIDATOR = Draft202012Validator(schema())
+
+
+def test_the_schema_is_one_and_takes_what_the_parser_takes() -> None:
+    Draft202012Validator.check_schema(schema())
+    document = parse_yaml(FULL.encode(), "routes.yaml").value
+    assert list(VALIDATOR.iter_errors(document)) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{name: p}",
+        "{name: p, addresses: ['a:1'], dns: 'b:1'}",
+        "{name: p, addresses: []}",
+        "{name: p, addresses: ['http://a:1']}",
+        "{name: p, addresses: ['a:1'], tls: {ca_file: /ca, fleet: true}}",
+        "{name: p, addresses: ['a:1'], tls: {key: x}}",
+        "{name: p, addresses: ['a:1'], health: {interval: 5}}",
+        "{name: p, addresses: ['a:1'], identity: [jwt]}",
+        "{name: p, addresses: ['a:1'], panic: 101}",
+    ],
+)
+def test_the_schema_refuses_what_the_parser_refuses(text: str) -> None:
+    document = parse_yaml(f"upstreams:\n  - {text}\n".encode(), "routes.yaml").value
+    assert list(VALIDATOR.iter_errors(document))
+    with pytest.raises(WorkspaceInvalid):
+        pool_of(text)
+
+
 @given(pools)
 def test_what_a_revision_carries_is_the_pool(pool: Pool) -> None:
     assert again(pool) == pool
+    assert VALIDATOR.is_valid({"upstreams": [{"name": pool.name, **pool_document(pool)}]})
     for discovery, dns in ((Discovery.DNS, Address("a.b", 80)), (Discovery.SRV, Address("_a._tcp.b", 0))):
         named = replace(pool, addresses=(), discovery=discovery, dns=dns, refresh=1.5, tls=None)
         assert again(named) == named

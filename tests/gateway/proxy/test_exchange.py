@@ -313,6 +313,38 @@ async def test_the_next_address_is_tried_when_one_is_down(tmp_path: Path) -> Non
                 assert (await (await plane.connect(plane.pair(name))).get()).status == 200
 
 
+async def pausing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers each byte that is sent behind the head, and begins with one."""
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+    await reader.read()
+
+
+@pytest.mark.parametrize(("bound", "seconds"), [("idle_timeout", 5.0), ("timeout", 20.0)])
+async def test_a_route_may_bound_pauses_and_the_whole(tmp_path: Path, bound: str, seconds: float) -> None:
+    async with gateway_to(RawUpstream(pausing), tmp_path, **{bound: seconds}) as plane:
+        client = await plane.connect()
+        client.send(request_bytes("GET", "/x"))
+        assert (await client.head())[0] == 200
+        assert await anext(client.chunks()) == b"a"
+        await plane.advance(seconds - 0.5)
+        assert plane.registry.open_count == 1
+        await plane.advance(1)
+        await client.ended()
+        assert plane.registry.open_count == 0
+        assert plane.metrics.answers[-1][1] is Reason.UPSTREAM_TIMEOUT
+        assert plane.upstreams.overview()[0]["addresses"][0]["state"] == "in_service"
+
+
+async def test_without_such_bounds_a_stream_stays_open(tmp_path: Path) -> None:
+    async with gateway_to(RawUpstream(pausing), tmp_path) as plane:
+        client = await plane.connect()
+        client.send(request_bytes("GET", "/x"))
+        assert (await client.head())[0] == 200
+        await plane.advance(200)
+        assert plane.registry.open_count == 1
+
+
 async def test_an_upstream_that_is_silent_times_out(tmp_path: Path) -> None:
     async with gateway_to(RawUpstream(saying(b"")), tmp_path, response_timeout=5.0) as plane:
         client = await plane.connect()
