@@ -181,9 +181,16 @@ class Http2Connection(ClientConnection):
 
     def _refuse_unasked(self, stream: Http2Stream, fault: Fault, head: RequestHead | None) -> None:
         method, target = (head.method, head.target) if head is not None else (b"", b"")
+        is_malformed = fault.reason is Reason.REQUEST_MALFORMED
+        if is_malformed:
+            self.provoked()
 
         def answer(told: Refusal) -> None:
-            if self._streams.get(stream.id) is stream:
+            if self._streams.get(stream.id) is not stream:
+                return
+            if is_malformed:
+                stream.tell_malformed(told)
+            else:
                 stream.tell(told, head_only=method == b"HEAD")
 
         self._record_refusal(fault, method, target, answer)

@@ -182,6 +182,14 @@ class Http2Stream:
     def tell(self, told: Refusal, *, head_only: bool) -> None:
         self._answer(refusal_fields(told), b"" if head_only else told.body, True)
 
+    def tell_malformed(self, told: Refusal) -> None:
+        """What HTTP/2 calls malformed is an error of the stream; it may be told why before (RFC 9113 §8.1.1)."""
+        if self._connection.send_headers(self.id, refusal_fields(told), last=False):
+            self._pending += told.body
+            self._send()
+        self._connection.reset(self.id, ErrorCodes.PROTOCOL_ERROR)
+        self._leave()
+
     def switch(self, head: ResponseHead, decision: str, data: bytes) -> None:
         self._next_is = _TUNNEL
         self._answer(connected_fields(head, decision), data, False)

@@ -44,7 +44,7 @@ async def assert_calmed(
         while not client.goaways and sent < MOST:
             batch = [frame for _ in range(20) for frame in frames(client)]
             client.send(*batch)
-            sent += len(batch)
+            sent += max(1, len(batch))
             assert (await neighbour.get()).status == 200
         await client.until(lambda: bool(client.goaways))
         assert client.goaways[-1][0] == ErrorCodes.ENHANCE_YOUR_CALM
@@ -77,7 +77,14 @@ def headers_behind_the_end(client: Http2Client) -> list[Frame]:
     return [request, HeadersFrame(request.stream_id, client.h2.encoder.encode([("a", "b")]), flags=["END_HEADERS"])]
 
 
-@pytest.mark.parametrize("frames", [rapid_reset, window_overflow, data_behind_the_end, headers_behind_the_end])
+def malformed(client: Http2Client) -> list[Frame]:
+    client.open([*fields_of("GET", "/x"), ("connection", "close")])
+    return []
+
+
+@pytest.mark.parametrize(
+    "frames", [rapid_reset, window_overflow, data_behind_the_end, headers_behind_the_end, malformed]
+)
 async def test_a_stream_that_is_reset_costs_whoever_made_it_so(tmp_path: Path, frames: Frames) -> None:
     """The client resets, or breaks the stream's rules so that we do: both spend one budget."""
     plane = await assert_calmed(tmp_path, frames, Flood.RESETS)

@@ -400,6 +400,9 @@ async def test_what_is_no_request_is_told_so_and_recorded(
         client = await connect(plane)
         told = await client.answer(client.open(fields))
         assert (told.status, told.reason) == (reason.status, reason.code)
+        # RFC 9113 §8.1.1 makes the one an error of the stream; the others are answers like any.
+        is_malformed = reason is Reason.REQUEST_MALFORMED
+        assert (told.ended, told.reset) == (not is_malformed, ErrorCodes.PROTOCOL_ERROR if is_malformed else None)
         assert [entry.reasons for entry in plane.recorded.entries] == [(reason.code,)]
         assert (await client.get()).status == 200
     assert upstream.dials == 1
