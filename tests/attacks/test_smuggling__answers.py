@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import cast
 
-from tests.support.driven import InMemoryTransport, client_certificate, settle
+from tests.support.driven import InMemoryTransport, arrive, client_certificate, settle
 from tests.support.gateway import DataPlane, RawUpstream, request_bytes, route
 from tests.support.mutation import INNER, chunked, mutants
 
@@ -110,7 +110,7 @@ class AskingTwice:
         self.seen: Counter[str] = Counter()
 
     async def ask(self, method: str) -> None:
-        one, other = self._connect(), self._connect()
+        one, other = (arrive(self._plane, self._certificate) for _ in range(2))
         await self._send(one, method, "/1")
         answer = read_answer(one.written, method)
         if answer is not None:
@@ -137,11 +137,6 @@ class AskingTwice:
     async def _send(self, transport: InMemoryTransport, method: str, target: str) -> None:
         cast(asyncio.Protocol, transport.get_protocol()).data_received(request_bytes(method, target))
         await settle(lambda: (len(transport.written), transport.ended, self._upstream.taken))
-
-    def _connect(self) -> InMemoryTransport:
-        transport = InMemoryTransport(self._certificate, None)
-        self._plane.listener._connection().connection_made(transport)
-        return transport
 
 
 @asynccontextmanager

@@ -194,8 +194,7 @@ class DrivenGateway:
         plane.recorded.entries.clear()
         upstream.messages.clear()
         upstream.rest = b""
-        transport = InMemoryTransport(self._certificate, agreed)
-        plane.listener._arrival(("127.0.0.1", 1)).connection_made(transport)
+        transport = arrive(plane, self._certificate, agreed)
         connection = transport.get_protocol()
         assert isinstance(connection, asyncio.Protocol)
         for piece in pieces:
@@ -213,6 +212,13 @@ class DrivenGateway:
     async def _settle(self, transport: InMemoryTransport) -> None:
         upstream, entries = self._upstream, self._plane.recorded.entries
         await settle(lambda: (len(transport.written), transport.ended, upstream.taken, len(entries)))
+
+
+def arrive(plane: DataPlane, certificate: bytes, agreed: str | None = None) -> InMemoryTransport:
+    """A connection whose client proved `certificate` (DER); `agreed` is the protocol that ALPN agreed on."""
+    transport = InMemoryTransport(certificate, agreed)
+    plane.listener._arrival(("127.0.0.1", 1)).connection_made(transport)
+    return transport
 
 
 async def settle(seen: Callable[[], object]) -> None:

@@ -19,7 +19,7 @@ from policies.model import Answer, Query
 from policies.routes import Priority
 from tests.fakes.clock import ManualClock
 from tests.fakes.trust import DENY
-from tests.support.driven import InMemoryTransport, client_certificate
+from tests.support.driven import arrive, client_certificate
 from tests.support.gateway import DataPlane, RawUpstream, request_bytes, route
 
 _LAG = st.floats(0, 10)
@@ -160,8 +160,7 @@ async def test_of_those_who_come_together_the_last_do_not_wait_for_all(tmp_path:
         plane.engine.answer = slowly
         certificate = client_certificate(plane)
         for number in range(48):
-            transport = InMemoryTransport(certificate, None)
-            plane.listener._arrival(("127.0.0.1", 1)).connection_made(transport)
+            transport = arrive(plane, certificate)
             cast(asyncio.Protocol, transport.get_protocol()).data_received(
                 request_bytes("GET", f"/{FROM_LOW[number % 4].value}")
             )
