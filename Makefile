@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:/usr/sbin:$(PATH)
 PACKAGES := foundation pki policies gateway agent
 
-.PHONY: help setup demo test check format generate bench profile attacks-proof fuzz differential clean
+.PHONY: help setup demo test check format generate bench profile attacks-proof fuzz differential h2spec clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,10 @@ fuzz: setup ## fuzz each parser for longer; SECONDS_EACH=60
 
 differential: setup ## broken requests against five real servers, for longer; CASES=300000 SEED=…
 	@$(BIN)/python -m tests.support.differential --cases $(or $(CASES),300000) $(if $(SEED),--seed $(SEED))
+
+h2spec: setup ## the conformance cases of h2spec against the gateway
+	@GOBIN=$(CURDIR)/$(BIN) go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
+	@$(BIN)/python -m tests.support.h2spec
 
 clean: ## remove what these targets made, but for .venv
 	@rm -rf .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info

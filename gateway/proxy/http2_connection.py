@@ -32,6 +32,7 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.exceptions import DenialOfServiceError, ProtocolError, TooManyStreamsError
+from hpack import HPACKError
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
@@ -431,13 +432,17 @@ class Http2Connection(ClientConnection):
     def _calm(self, flood: Flood) -> None:
         self.services.metrics.flooded(flood)
         _LOG.warning("%s overran its budget of %s: its connection ends", self.caller.text, flood)
-        self._end_with(ErrorCodes.ENHANCE_YOUR_CALM, flood)
+        code = ErrorCodes.FRAME_SIZE_ERROR if flood is Flood.FRAME else ErrorCodes.ENHANCE_YOUR_CALM
+        self._end_with(code, flood)
 
     def _wrong(self, error: ProtocolError) -> None:
-        """h2 has said GOAWAY."""
+        """h2 has said GOAWAY, but for what it does not tell apart: fields that cannot be decoded (RFC 9113 §4.3)."""
         self.services.metrics.refused_connection(Reason.REQUEST_MALFORMED)
         _LOG.debug("%s does not speak HTTP/2: %s", self.caller.text, error)
-        self._linger()
+        if isinstance(error.__cause__, HPACKError):
+            self._end_with(ErrorCodes.COMPRESSION_ERROR, "")
+        else:
+            self._linger()
 
     def _end_with(self, code: ErrorCodes, why: str) -> None:
         self._h2.clear_outbound_data_buffer()

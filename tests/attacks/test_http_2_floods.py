@@ -177,7 +177,7 @@ async def test_a_frame_is_refused_by_its_length_alone(tmp_path: Path) -> None:
         client.flush()
         client.writer.write(b"\xff\xff\xff\x00\x00\x00\x00\x00\x01")
         await client.until(lambda: bool(client.goaways))
-        assert client.goaways[0][0] == ErrorCodes.ENHANCE_YOUR_CALM
+        assert client.goaways[0][0] == ErrorCodes.FRAME_SIZE_ERROR
         assert plane.metrics.floods == [Flood.FRAME]
         assert (await neighbour.get()).status == 200
 

@@ -301,6 +301,16 @@ async def test_frames_that_break_the_rules_end_the_connection(tmp_path: Path) ->
         await plane.until(lambda: upstream.open_now == 0 and plane.registry.open_count == 0)
 
 
+async def test_fields_that_cannot_be_decoded_end_the_connection(tmp_path: Path) -> None:
+    async with http2_to(RawUpstream(), tmp_path) as plane:
+        client = await connect(plane)
+        frame = client.open_raw(fields_of("GET", "/x"))
+        frame.data = b"\x80"  # the field number 0 of a table that begins with 1
+        client.send(frame)
+        await client.until(lambda: bool(client.goaways))
+        assert client.goaways[0][0] == ErrorCodes.COMPRESSION_ERROR
+
+
 # --- draining -----------------------------------------------------------------------------------------------------
 
 
