@@ -98,7 +98,7 @@ class HttpFeed:
                 aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session,
                 session.get(f"https://{self._address}/v1/feed", params=query, allow_redirects=False) as response,
             ):
-                await self._check(response)
+                await check_authority(response, self._authority, self._address)
                 async for line in lines(response.content.iter_any()):
                     change = await _parse(line)
                     if isinstance(change, Heartbeat):
@@ -110,15 +110,16 @@ class HttpFeed:
             raise Fault(Reason.SERVER_UNREACHABLE, type(error).__name__, field=self._address) from error
         raise Fault(Reason.SERVER_UNREACHABLE, "the authority ended the feed", field=self._address)
 
-    async def _check(self, response: aiohttp.ClientResponse) -> None:
-        """The server is the authority, and lets us follow."""
-        if response.status != 200:
-            raise refusal(response.status, await response.content.read(MAX_PROBLEM_BYTES))
-        if response.connection is None:  # it ended already, and with it what would tell us who that was
-            raise Fault(Reason.SERVER_UNREACHABLE, "the authority ended the feed", field=self._address)
-        leaf = peer_certificate(response.connection.transport)
-        if leaf is None or _named(leaf) != self._authority:
-            raise Fault(Reason.SERVER_UNTRUSTED, f"it is not {self._authority}", field=self._address)
+
+async def check_authority(response: aiohttp.ClientResponse, authority: SpiffeId, address: str) -> None:
+    """The server is the authority, and agrees. Raises `Fault`."""
+    if response.status != 200:
+        raise refusal(response.status, await response.content.read(MAX_PROBLEM_BYTES))
+    if response.connection is None:  # it ended already, and with it what would tell us who that was
+        raise Fault(Reason.SERVER_UNREACHABLE, "the authority ended the connection", field=address)
+    leaf = peer_certificate(response.connection.transport)
+    if leaf is None or _named(leaf) != authority:
+        raise Fault(Reason.SERVER_UNTRUSTED, f"it is not {authority}", field=address)
 
 
 def _named(leaf: bytes) -> SpiffeId | None:

@@ -161,6 +161,7 @@ class Follower:
         )
         self._others.enforce(part.revision)
         self._store.publish_policy(part)
+        await self._others.keep_up()
         if self._kept is not None:
             self._kept.keep(change)
         if before is not None:

@@ -20,6 +20,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,7 +40,7 @@ from foundation.faults import Fault
 from foundation.files import make_private_folder
 from foundation.hotstate.memory import HotStateSettings, MemoryHotState
 from foundation.identifiers import Kind, SpiffeId
-from foundation.identity import AttestationClass, Revocation
+from foundation.identity import AttestationClass, Revocation, SnapshotNumbers
 from foundation.logs import configure_logging
 from foundation.ports import AuditEvent, ChangeFeed, IdentityDirectory
 from foundation.reasons import Reason
@@ -71,6 +72,7 @@ from gateway.plane import MASK_KEY, SHADOW_FOLDER, PlaneSettings
 from gateway.proxy.assertion import published_keys
 from gateway.records import recording
 from gateway.reloading import changed, needs_restart
+from gateway.reporting import Reporter
 from gateway.scrape import Scrape
 from gateway.shadow.runner import ShadowRunner
 from gateway.shelf import RevisionShelf
@@ -187,12 +189,14 @@ class _Base:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The authority as the rest of this process sees it, here or elsewhere: the feed of facts, who is who (None: by the
-    snapshot), our own certificate and what renews it, and what only an authority serves."""
+    """The authority as the rest of this process sees it, here or elsewhere: the feed of facts, our own certificate,
+    whom to tell what is in force in all workers, what runs beside, who is who (None: by the snapshot), and what only
+    an authority serves."""
 
     feed: ChangeFeed
     certificates: Certificates
-    keep_certificate: Callable[[], Coroutine[Any, Any, None]]
+    in_force: Callable[[SnapshotNumbers], None]
+    background: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
     directory: IdentityDirectory | None = None
     routes: tuple[ApiRoute, ...] = ()
     enrolment_routes: tuple[ApiRoute, ...] = ()
@@ -246,7 +250,7 @@ class Orchestrator:
             gateway = self._build_gateway(base, source)
             stack.push_async_callback(gateway.shelf.close)
             stack.push_async_callback(gateway.shadow.close)
-            background = [base.time.run, gateway.workers.run, gateway.follower.run, source.keep_certificate]
+            background = [base.time.run, gateway.workers.run, gateway.follower.run, *source.background]
             if gateway.kept is not None:
                 background.append(gateway.kept.run)
             await stack.enter_async_context(_running(*background))
@@ -358,7 +362,8 @@ class Orchestrator:
         return _Source(
             feed=authority.feed,
             certificates=certificates,
-            keep_certificate=lambda: _do_chores(certificates, authority, here.authority, base.time),
+            in_force=partial(authority.presence.report_here, here.authority.server_identity),
+            background=(lambda: _do_chores(certificates, authority, here.authority, base.time),),
             directory=Standing(authority, enrolment.use),
             routes=(
                 *_authority_routes(base, authority, here.authority.trust_domain, self._settings.policy),
@@ -373,10 +378,12 @@ class Orchestrator:
         certificates.load()
         authority = SpiffeId(settings.system.trust_domain, Kind.GATEWAY, elsewhere.identity)
         renew = ("renew", "--if-due", "--config", str(settings.configuration.path), "--renewal", api.address, "--json")
+        reporter = Reporter(api.address, authority, certificates.client, base.time)
         return _Source(
             feed=HttpFeed(api.address, authority, certificates.client, base.time.heard),
             certificates=certificates,
-            keep_certificate=Renewal(certificates, renew, base.time).run,
+            in_force=reporter.in_force,
+            background=(Renewal(certificates, renew, base.time).run, reporter.run),
         )
 
     def _build_gateway(self, base: _Base, source: _Source) -> _GatewayParts:
@@ -385,6 +392,7 @@ class Orchestrator:
         state = settings.system.state
         workers = Supervisor(self._pool(settings, base, source), store, base.time, base.metrics, self._left)
         source.certificates.changed = workers.renewed
+        workers.on_force = source.in_force
         enforcer = Enforcer(settings.policy, base.policy_key.key, state / "policy.floor", base.mask, workers.load)
         is_here = isinstance(settings.authority, AuthoritySections)
         kept = None if is_here else KeptFacts(state / "facts", store.present, base.time)

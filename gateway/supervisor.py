@@ -19,6 +19,7 @@ import logging
 import math
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
@@ -28,10 +29,11 @@ from foundation.decisionlog.ids import is_decision_id
 from foundation.decisionlog.segments import OPEN_SUFFIX
 from foundation.faults import Fault
 from foundation.files import make_private_folder
-from foundation.identity import Change, Heartbeat, PolicyPublished
+from foundation.identity import Change, Heartbeat, PolicyPublished, SnapshotNumbers
 from foundation.reasons import Reason
 from gateway.control import (
     LAST_WORD,
+    Acknowledged,
     Answered,
     Ask,
     Beat,
@@ -104,6 +106,8 @@ class Supervisor:
         self._accepting = False
         self._numbers = {each.number for each in self._left}
         self._started = asyncio.Event()
+        self._marks: deque[tuple[int, SnapshotNumbers]] = deque()
+        self.on_force: Callable[[SnapshotNumbers], None] = _unheard  # told what has come into force everywhere
         self.last_words: Callable[[Told], None] = _unheard
         self._changed = asyncio.Event()  # some worker got further, or ended
 
@@ -244,7 +248,10 @@ class Supervisor:
                 worker.behind.append(order)
 
     async def keep_up(self) -> None:
-        """Wait for who has much to read still; a worker that does not read is killed before long."""
+        """What was told is in our own facts by now. Wait for who has much to read still; a worker that does not read is
+        killed before long."""
+        self._marks.append((self._sequence, self._facts.current.numbers))
+        self._see_what_is_in_force()
         for worker in list(self._workers):
             if worker.channel is not None and worker.channel.is_full:
                 await worker.channel.wait_drained()
@@ -279,11 +286,14 @@ class Supervisor:
                 worker.owes = self._sequence
                 worker.send(Enforce(self._sequence, revision))
 
-    async def wait_in_force(self) -> None:
-        """Until everything that was told by now is in force in every worker that follows."""
-        wanted = self._sequence
-        while any(worker.following and worker.acknowledged < wanted for worker in self._workers):
-            await self._next_change()
+    def _see_what_is_in_force(self) -> None:
+        """Up to where every worker has acknowledged; one that carries nothing is not asked."""
+        least = min((worker.acknowledged for worker in self._workers if worker.following), default=self._sequence)
+        reached = None
+        while self._marks and self._marks[0][0] <= least:
+            reached = self._marks.popleft()[1]
+        if reached is not None:
+            self.on_force(reached)
 
     def renewed(self) -> None:
         """The certificate changed on disk."""
@@ -413,7 +423,9 @@ class Supervisor:
         return await worker.wait_for(f"answered {number}", ASK_SECONDS)
 
     def _reported(self, worker: Worker, report: Message | None) -> None:
-        if isinstance(report, SegmentFull):
+        if isinstance(report, Acknowledged):
+            self._see_what_is_in_force()
+        elif isinstance(report, SegmentFull):
             self._close_segment(worker, report.name)
         elif isinstance(report, Answered) and report.number == LAST_WORD:
             self.last_words(Told(worker.number, worker.process.pid, report.body))
@@ -430,6 +442,7 @@ class Supervisor:
 
     def _bury(self, worker: Worker) -> None:
         self._workers.remove(worker)
+        self._see_what_is_in_force()
         worker.ready = worker.following = False
         if worker.channel is not None:
             worker.channel.close()
@@ -495,7 +508,7 @@ async def _all_settled(lineages: list[Lineage]) -> None:
         lineage.settled.result()
 
 
-def _unheard(told: Told) -> None:
+def _unheard(told: object) -> None:
     pass
 
 

@@ -7,6 +7,7 @@
 | `ledger` | every certificate, and the answers that may be asked for again |
 | `revocations` | trust withdrawn; the CRL |
 | `feed` | all of it as numbered changes, for gateways to follow |
+| `presence` | which gateways follow, and how far each has come |
 
 Every change goes through `pki.books`: audited before its commit, announced after it.
 """
@@ -23,16 +24,18 @@ from sqlalchemy import insert, select, update
 
 from foundation.clock import Clock
 from foundation.faults import Fault
-from foundation.identity import PolicyPublished
-from foundation.ports import AuditLog
+from foundation.identifiers import Kind
+from foundation.identity import PolicyPublished, State
+from foundation.ports import AuditEvent, AuditLog
 from foundation.reasons import Reason
 from foundation.storage.database import Database
 from foundation.wire.changes import MAX_BUNDLE_BYTES
 from pki.books import Books, Part, Work, read_numbers
 from pki.feed import RESTORE_SHIFT, Feed
-from pki.inventory import Inventory
+from pki.inventory import Filter, Inventory
 from pki.issue import IssuedCertificate, IssueRequest, Issuing
 from pki.ledger import Ledger
+from pki.presence import Behind, Presence
 from pki.profile import Lifetimes
 from pki.revocation import Revocations
 from pki.settings import AuthoritySettings
@@ -41,7 +44,18 @@ from pki.tables import identities, numbers, policies
 from pki.tokens import Tokens, void_tokens
 
 _EPOCH_STEP = 1 << 32  # between the epochs of one restore and those of the next
+MAX_GATEWAYS = 1000
+MAX_NAMED = 32  # of them, in one event of the audit log
 _RAISED = (Part.REVOCATIONS, Part.POSTURES, Part.INVENTORY)
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far the revocations up to `number` have come: how many gateways have them in force, and which do not."""
+
+    number: int
+    acknowledged: int
+    behind: tuple[Behind, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +81,19 @@ class Ca:
 class Authority:
     """One authority over one database. Several processes may each have one over the same database."""
 
-    def __init__(self, ca: Ca, lifetimes: Lifetimes, database: Database, audit: AuditLog, clock: Clock) -> None:
+    def __init__(
+        self,
+        ca: Ca,
+        lifetimes: Lifetimes,
+        database: Database,
+        audit: AuditLog,
+        clock: Clock,
+        acknowledge_within: float = 1.0,
+    ) -> None:
         self.feed = Feed(database, clock)
+        self.presence = Presence(clock)
+        self._audit = audit
+        self._acknowledge_within = acknowledge_within
         self._books = Books(database, audit, clock, self.feed.announce)
         self._ca = ca
         self._issuing = Issuing(self._books, ca.signer, ca.root, lifetimes)
@@ -82,7 +107,7 @@ class Authority:
         """The authority that `pki.bootstrap.initialise` made, its database migrated and tidied. Raises
         `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE | SIGNER_FAILED | STORAGE_FAILED)`."""
         await database.migrate()
-        authority = cls(load_ca(settings), settings.lifetimes, database, audit, clock)
+        authority = cls(load_ca(settings), settings.lifetimes, database, audit, clock, settings.acknowledge_within)
         await authority.ledger.tidy()
         return authority
 
@@ -125,6 +150,18 @@ class Authority:
         if row is None:
             raise Fault(Reason.REVISION_MISSING, field="revision")
         return PolicyPublished(row.revision, row.bundle)
+
+    async def wait_in_force(self, number: int, actor: str) -> Reach:
+        """Who has the revocations up to `number` in force, once every gateway that follows says so, or after a while.
+        That some have not is on the audit log."""
+        entries = await self.inventory.page(Filter(kind=Kind.GATEWAY, state=State.ACTIVE), limit=MAX_GATEWAYS)
+        gateways = tuple(dict.fromkeys((*self.presence.here, *(entry.record.id for entry in entries))))
+        behind = await self.presence.wait(number, gateways, self._acknowledge_within)
+        if behind:
+            named = [str(each.gateway) for each in behind[:MAX_NAMED]]
+            detail = {"number": number, "count": len(behind), "gateways": named}
+            await self._audit.append(AuditEvent("revocation.unacknowledged", actor, "gateways", detail=detail))
+        return Reach(number, len(gateways) - len(behind), behind)
 
     async def raise_numbers(self, actor: str) -> None:
         """After a backup was restored, before anything else: no number or epoch that was given out since the backup can

@@ -167,6 +167,7 @@ def revoke_identity(
     answer = client.post(_entry(kind, name, "revoke"), {"reason": reason.value})
     count = len(answer["revocations"])
     _say(answer, f"{name} is revoked ({count} revocations)" if count else f"{name} was revoked already", as_json)
+    _tell_reach(answer["gateways"])
 
 
 @inventory.command("admit")
@@ -180,7 +181,9 @@ def admit(client: ApiClient, name: Name, kind: OfKind = Kind.NODE, as_json: AsJs
 @connected
 def retire(client: ApiClient, name: Name, kind: OfKind = Kind.NODE, as_json: AsJson = False) -> None:
     """Revoke an identity for good and part it from its TPM."""
-    _say(client.post(_entry(kind, name, "retire")), f"{name} is retired", as_json)
+    answer = client.post(_entry(kind, name, "retire"))
+    _say(answer, f"{name} is retired", as_json)
+    _tell_reach(answer["gateways"])
 
 
 @token.command("create")
@@ -259,6 +262,7 @@ def revoke_certificate(
     """Revoke one certificate."""
     answer = client.post(path_of("v1", "certificates", serial, "revoke"), {"reason": reason.value})
     _say(answer, f"certificate {serial} of {answer['id']} is revoked", as_json)
+    _tell_reach(answer["gateways"])
 
 
 @cert.command("chain")
@@ -273,6 +277,19 @@ def chain(client: ApiClient) -> None:
 def crl(client: ApiClient, output: Annotated[Path, typer.Argument(help="A file for the CRL, in DER.")]) -> None:
     """Fetch the issuing CA's CRL."""
     output.write_bytes(client.send("GET", "/v1/ca/crl"))
+
+
+def _tell_reach(gateways: dict[str, Any]) -> None:
+    """On standard error, which gateways may still let it pass, and what to do about them."""
+    for each in gateways["unacknowledged"]:
+        heard = "not heard from" if each["heard"] is None else f"last heard at {_instant(each['heard'])}"
+        _err.print(f"not in force yet at {each['id']}: {heard}, has revocation {each['number']}", soft_wrap=True)
+    if gateways["unacknowledged"]:
+        _err.print(
+            "what to do: restore its link to the authority; until then it lets pass what it knows, as long as "
+            "[gateway.staleness] there allows. Is it stolen or gone? sallyport inventory revoke NAME --kind gateway",
+            soft_wrap=True,
+        )
 
 
 def _place(kind: Kind, of_nodes: str, *of_others: str) -> str:

@@ -27,7 +27,8 @@ class AuthoritySettings:
     by default `issuing.passphrase` in that folder; put it on another disk to keep key and passphrase apart), or, when
     `passphrase_credential` is named, from the systemd credential of that name (systemd.exec, LoadCredentialEncrypted=).
     `server_name` is the identity of this machine's listeners, `server_names` are the DNS names and IP addresses in
-    their certificate."""
+    their certificate. `acknowledge_within` is how long whoever revokes waits, in seconds, for the gateways that follow
+    to say that they enforce it."""
 
     trust_domain: str
     folder: Path = Path(DEFAULT_FOLDER)
@@ -36,6 +37,7 @@ class AuthoritySettings:
     server_name: str = "sallyport"
     server_names: tuple[str, ...] = DEFAULT_NAMES
     lifetimes: Lifetimes = field(default_factory=Lifetimes)
+    acknowledge_within: float = 1.0
 
     @classmethod
     def parse(cls, fields: Fields) -> AuthoritySettings:
@@ -48,6 +50,7 @@ class AuthoritySettings:
             server_name=_name(fields),
             server_names=tuple(_canonical(name) for name in fields.texts("server_names", DEFAULT_NAMES, most=64)),
             lifetimes=Lifetimes.parse(fields.section("lifetimes", optional=True)),
+            acknowledge_within=fields.duration("acknowledge_within", "1s"),
         )
         fields.finish()
         return settings

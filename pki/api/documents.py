@@ -17,6 +17,7 @@ from foundation.identifiers import Kind, SpiffeId, check_name
 from foundation.identity import State
 from foundation.reasons import Reason
 from foundation.wire.changes import record_document
+from pki.authority import Reach
 from pki.entries import Entry
 from pki.inventory import Description, Filter
 from pki.ledger import Certificate
@@ -62,6 +63,12 @@ def certificate_document(row: Certificate) -> dict[str, Any]:
         "issued_at": row.issued_at,
         "pem": pem(row.certificate) if row.certificate else "",
     }
+
+
+def reach_document(reach: Reach) -> dict[str, Any]:
+    """How far a revocation has come."""
+    behind = [{"id": str(each.gateway), "number": each.number, "heard": each.heard or None} for each in reach.behind]
+    return {"number": reach.number, "acknowledged": reach.acknowledged, "unacknowledged": behind}
 
 
 def token_document(one: TokenRecord) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from foundation.api import MAX_JSON_BYTES, Answer, ApiRoute, Call, Handler
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.identifiers import Kind, SpiffeId
+from foundation.identity import Revocation
 from foundation.reasons import Reason
 from foundation.wire.changes import revocation_document
 from pki.api.documents import (
@@ -21,6 +23,7 @@ from pki.api.documents import (
     hex_after,
     limit_of,
     named_identity,
+    reach_document,
     token_document,
     why_of,
 )
@@ -137,7 +140,7 @@ class FleetApi:
         identity = named_identity(call, self._trust_domain)
         with _unknown_is_not_found():
             made = await self._authority.revocations.revoke_identity(identity, why, str(call.caller.id))
-        return Answer.of({"revocations": [revocation_document(one) for one in made]})
+        return Answer.of(await self._revoked(made, call))
 
     async def admit(self, call: Call) -> Answer:
         _body(call).finish()
@@ -151,7 +154,13 @@ class FleetApi:
         identity = named_identity(call, self._trust_domain)
         with _unknown_is_not_found():
             made = await self._authority.revocations.retire(identity, str(call.caller.id))
-        return Answer.of({"revocations": [revocation_document(one) for one in made]})
+        return Answer.of(await self._revoked(made, call))
+
+    async def _revoked(self, made: tuple[Revocation, ...], call: Call) -> dict[str, Any]:
+        """What was revoked, and how far that has come; of what was revoked before, how far everything has."""
+        numbers = [one.number for one in made] or [(await self._authority.feed.numbers()).revocations]
+        reach = await self._authority.wait_in_force(max(numbers), str(call.caller.id))
+        return {"revocations": [revocation_document(one) for one in made], "gateways": reach_document(reach)}
 
     async def list_tokens(self, call: Call) -> Answer:
         limit = limit_of(call)

@@ -7,8 +7,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from foundation.api import MAX_JSON_BYTES, OCTETS, Answer, ApiRoute, Call, Stream
-from foundation.identifiers import SpiffeId
+from foundation.faults import Fault
+from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import SnapshotNumbers
+from foundation.reasons import Reason
 from foundation.wire.changes import MAX_BUNDLE_BYTES, encode_change, revocation_document
 from pki.api.documents import (
     PAGING,
@@ -16,6 +18,7 @@ from pki.api.documents import (
     entry_document,
     limit_of,
     pem,
+    reach_document,
     whole_number,
     why_of,
 )
@@ -57,6 +60,8 @@ class TrustApi:
             ApiRoute(
                 "feed.follow", "GET", "/v1/feed", self.follow, "Changes, one a line", query=SnapshotNumbers._fields
             ),
+            # Of who follows, by the same leave.
+            ApiRoute("feed.follow", "POST", "/v1/feed/acknowledged", self.acknowledge, "What is in force there", 4096),
             ApiRoute("audit.show", "GET", "/v1/audit/head", self.audit, "The audit log's signed head"),
             ApiRoute("self.show", "GET", "/v1/self", self.own_entry, "The caller's own entry"),
         ]
@@ -76,7 +81,9 @@ class TrustApi:
         why = why_of(fields)
         fields.finish()
         serial, actor = call.parameters["serial"], str(call.caller.id)
-        return Answer.of(revocation_document(await self._authority.revocations.revoke_certificate(serial, why, actor)))
+        made = await self._authority.revocations.revoke_certificate(serial, why, actor)
+        reach = await self._authority.wait_in_force(made.number, actor)
+        return Answer.of(revocation_document(made) | {"gateways": reach_document(reach)})
 
     async def chain(self, call: Call) -> Answer:
         whole = "".join(pem(der) for der in self._authority.chain)
@@ -109,6 +116,16 @@ class TrustApi:
     async def _lines(self, since: SnapshotNumbers | None) -> AsyncIterator[AsyncIterator[bytes]]:
         async with self._authority.feed.follow(since) as changes:
             yield (encode_change(change) async for change in changes)
+
+    async def acknowledge(self, call: Call) -> Answer:
+        """The caller says up to where it enforces."""
+        fields = call.fields()
+        numbers = SnapshotNumbers(*(fields.integer(name) for name in SnapshotNumbers._fields))
+        fields.finish()
+        if call.caller.id.kind is not Kind.GATEWAY:
+            raise Fault(Reason.KIND_NOT_ALLOWED)
+        self._authority.presence.report(call.caller.id, numbers)
+        return Answer.of({})
 
     async def audit(self, call: Call) -> Answer:
         return Answer.of(dict(self._audit_head()))

@@ -4,6 +4,7 @@ it hears nothing."""
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from tests.support.commands import Done
 from tests.support.processes import wait_until
 from tests.support.split import Gateway, only_authority
-from tests.support.system import MakeSystem, MakeTpm, Node, System
+from tests.support.system import DOMAIN, MakeSystem, MakeTpm, Node, System
 
 KEY = "c3BsaXQ="
 
@@ -69,6 +70,33 @@ def test_a_gateway_enforces_what_its_authority_decides(authority: System, gatewa
         assert watch.ending() == "cut"
     assert "identity_revoked" in node.call("GET", "/version", expect=1).err
     assert "verifies" in gateway.system.run("audit", "verify", "--config", str(gateway.config)).out
+
+
+def test_who_revokes_is_told_which_gateways_have_not_followed(
+    authority: System, gateway: Gateway, make_tpm: MakeTpm
+) -> None:
+    nodes = [enrolled(gateway, f"edge-{n}", make_tpm) for n in (1, 2)]
+    done = authority.operate("inventory", "revoke", nodes[0].name, "--json")
+    reach = done.json["gateways"]
+    assert (reach["acknowledged"], reach["unacknowledged"]) == (2, []), "its own API's facts, and the gateway"
+    assert reach["number"] == gateway.shown()["numbers"]["revocations"]
+
+    assert gateway.process is not None
+    gateway.process.signal(signal.SIGSTOP)
+    try:
+        done = authority.operate("inventory", "revoke", nodes[1].name, "--json")
+    finally:
+        gateway.process.signal(signal.SIGCONT)
+    (behind,) = done.json["gateways"]["unacknowledged"]
+    assert behind["id"] == f"spiffe://{DOMAIN}/gateway/{gateway.name}"
+    assert behind["number"] == reach["number"]
+    assert f"not in force yet at {behind['id']}: last heard at" in done.err
+    assert "what to do:" in done.err
+    (told,) = [record for record in authority.audited() if record["kind"] == "revocation.unacknowledged"]
+    assert told["detail"]["gateways"] == [behind["id"]]
+    refused(nodes[1], "identity_revoked")
+    again = authority.operate("inventory", "revoke", nodes[1].name, "--json")
+    assert again.json["gateways"]["unacknowledged"] == []
 
 
 def test_it_serves_on_while_the_authority_is_away_and_forgets_nothing(

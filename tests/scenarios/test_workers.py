@@ -107,7 +107,8 @@ def test_what_a_silent_worker_carries_is_cut_by_killing_it(pool: System, node: N
         watch = client.watch("c2lsZW50")
         for pid in before:
             os.kill(pid, signal.SIGSTOP)
-        pool.operate("inventory", "revoke", node.name)
+        reach = pool.operate("inventory", "revoke", node.name, "--json").json["gateways"]
+        assert (reach["acknowledged"], reach["unacknowledged"]) == (1, []), "it was in force before those were dead"
         assert watch.ending() == "cut"
     wait_until(lambda: len(workers(pool)) == WORKERS and ready(pool), "other workers")
     assert not before & workers(pool)
