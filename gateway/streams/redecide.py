@@ -55,6 +55,9 @@ class Redecisions:
         self._wake = asyncio.Event()
         self._slice_end = 0.0
 
+    def __len__(self) -> int:
+        return len(self._pending)
+
     def add(self, exchange: Exchange, cause: Cause) -> None:
         """Decide `exchange` again. Two causes that each concern some alone are one that concerns all."""
         waiting = self._pending.get(exchange)

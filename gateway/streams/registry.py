@@ -29,13 +29,16 @@ from gateway.proxy.identify import Peer
 from gateway.snapshot import Snapshot, Touched
 from gateway.streams.deadlines import Deadlines
 from gateway.streams.index import Index
+from gateway.streams.quiet import Quiet
 from gateway.streams.redecide import Cause, Redecider, Redecisions
 from gateway.streams.renewals import Renewals
 from policies.model import FOREVER, Decision, Denial, Permit
 from policies.routes import Route
 
 TICK_SECONDS = 0.05
-SEVER_SECONDS = 0.05
+SEVER_SECONDS = 0.1
+SEVER_SLICE = 0.02
+QUIET_FROM = 64
 
 
 class Cut(NamedTuple):
@@ -140,6 +143,8 @@ class Registry:
         self._deadlines = Deadlines()
         self._redecisions = Redecisions(clock, redecider, self._decided)
         self._doomed: deque[tuple[Exchange | Connection, Cause]] = deque()
+        self._quiet = Quiet()
+        self._withdrawn: deque[tuple[Exchange, Reason]] = deque()
         self._settled_count = 0
         self.cut_count = 0
 
@@ -202,6 +207,7 @@ class Registry:
         """A `gateway.snapshot.Listener`. What lost its trust is cut before this returns; what else is touched is queued
         to be decided again."""
         if touched.policy is not None:
+            self._quiet.keep()
             self._revised(touched.policy, touched.at or self._clock.now())
             return
         at = touched.at or self._clock.now()
@@ -215,6 +221,8 @@ class Registry:
             self._doom(serial, self._of_serial(serial), revoked)
         for issuer in touched.issuers:
             self._doom(issuer, self._of_issuer(issuer), revoked)
+        if len(self._doomed) + len(self._redecisions) >= QUIET_FROM:
+            self._quiet.keep()
         self._sever(self._clock.monotonic() + SEVER_SECONDS)
 
     def _of_identity(self, identity: SpiffeId) -> list[Exchange]:
@@ -253,42 +261,53 @@ class Registry:
         self._doomed.extend((connection, cause) for connection in self._connections.of(key))
 
     def _sever(self, until: float) -> None:
-        """Cut what is doomed, until this moment (monotonic seconds)."""
-        cut: list[tuple[Exchange, Reason]] = []
+        """Cut what is doomed, until this moment (monotonic seconds). What to record of it waits until all is cut."""
         while self._doomed:
             doomed, cause = self._doomed.popleft()
             if isinstance(doomed, Exchange):
                 if doomed.open:
                     self._cut(doomed, cause)
-                    cut.append((doomed, cause.reason))
+                    self._withdrawn.append((doomed, cause.reason))
             else:
                 doomed.abort(cause.reason)
             if self._clock.monotonic() >= until:
                 break
-        for exchange, reason in cut:
-            self._record_withdrawal(exchange, reason)
-        if self._doomed:
+        if self._doomed or self._withdrawn:
             self._redecisions.wake()
 
-    def _record_withdrawal(self, exchange: Exchange, reason: Reason) -> None:
+    def _record_withdrawn(self, until: float) -> None:
         """What had been permitted is on record as denied from now on."""
-        decision = self._redecider.again_now(exchange) if exchange.permit is not None else None
-        if isinstance(decision, Denial):
-            self._record(Cut(exchange.began_by, reason, decision))
+        while self._withdrawn and self._clock.monotonic() < until:
+            exchange, reason = self._withdrawn.popleft()
+            decision = self._redecider.again_now(exchange) if exchange.permit is not None else None
+            if isinstance(decision, Denial):
+                self._record(Cut(exchange.began_by, reason, decision))
 
     # --- what time does -----------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Cut and re-decide what changes marked and what reached its deadline, until cancelled. The orchestrator owns
         this."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._tick())
-            while True:
-                await self._redecisions.wait()
-                while self._doomed:
-                    self._sever(self._redecisions.slice_end())
-                    await asyncio.sleep(0)
-                await self._redecisions.run()
+        self._quiet.begin()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._tick())
+                while True:
+                    await self._redecisions.wait()
+                    await self._finish_severing()
+                    await self._redecisions.run()
+        finally:
+            self._record_withdrawn(FOREVER)
+            self._quiet.end()
+
+    async def _finish_severing(self) -> None:
+        """Cut what one call was too short for, then put on record what was cut, in slices."""
+        while self._doomed:
+            self._sever(self._clock.monotonic() + SEVER_SLICE)
+            await asyncio.sleep(0)
+        while self._withdrawn:
+            self._record_withdrawn(self._redecisions.slice_end())
+            await asyncio.sleep(0)
 
     async def _tick(self) -> None:
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,7 +15,7 @@ from gateway.proxy.identify import Peer
 from gateway.proxy.route import RouteTable
 from gateway.snapshot import PolicyPart, SnapshotStore, Touched
 from gateway.streams.redecide import ASKED_AT_ONCE
-from gateway.streams.registry import SEVER_SECONDS, TICK_SECONDS, Cut, Exchange, Registry
+from gateway.streams.registry import QUIET_FROM, SEVER_SECONDS, TICK_SECONDS, Cut, Exchange, Registry
 from policies.model import FOREVER, Answer, Decision, Denial, Permit, Query, Staleness, judge
 from policies.routes import Route, RouteType
 from policies.upstreams import Address
@@ -185,7 +186,7 @@ def test_an_exchange_that_left_is_never_cut() -> None:
 
 
 @pytest.mark.parametrize("settled", [False, True])
-def test_what_is_withdrawn_is_found_young_and_old(settled: bool) -> None:
+async def test_what_is_withdrawn_is_found_young_and_old(settled: bool) -> None:
     withdrawals = {
         "identity": Touched(identities=frozenset({spiffe("edge-1")})),
         "serial": Touched(serials=frozenset({"aa"})),
@@ -205,6 +206,8 @@ def test_what_is_withdrawn_is_found_young_and_old(settled: bool) -> None:
         bench.registry.changed(revoked.current, touched)
         assert (mine, idle.cuts) == ([Reason.CUT_BY_REVOCATION], [Reason.CUT_BY_REVOCATION]), kind
         assert (other, idle_other.cuts) == ([], []), kind
+        async with bench.running():
+            pass
         assert [(type(each.because), each.permit) for each in bench.recorded] == [(Denial, "d-1")], kind
 
 
@@ -308,3 +311,31 @@ def test_a_revocation_touches_only_its_own(count: int) -> None:
     others = [bench.open(f"other-{i}", f"{i:04x}", permit())[1] for i in range(count)]
     bench.store.apply(revoke("edge-1"))
     assert not any(others)
+
+
+async def test_the_garbage_collector_waits_for_many_cuts_and_comes_back() -> None:
+    bench = Bench()
+    cuts = [bench.open("edge-1", "aa", denial())[1] for _ in range(QUIET_FROM)]
+    few = [bench.open("edge-2", "bb", denial())[1] for _ in range(QUIET_FROM - 1)]
+    assert gc.isenabled()
+    async with bench.running():
+        bench.store.apply(revoke("edge-2"))
+        assert all(few)
+        assert gc.isenabled()
+        bench.store.apply(revoke("edge-1", number=2))
+        assert all(cuts)
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+async def test_what_somebody_else_keeps_away_stays_away() -> None:
+    bench = Bench()
+    for _ in range(QUIET_FROM):
+        bench.open("edge-1", "aa", denial())
+    gc.disable()
+    try:
+        async with bench.running():
+            bench.store.apply(revoke())
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
