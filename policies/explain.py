@@ -175,7 +175,7 @@ class _Reader:
         texts = [self._evidence.note] if self._evidence.note else []
         by, decided = self._evidence.revision, self._record["numbers"][0]
         if by and by != decided:
-            texts.append(f"revision {decided} is no longer kept here: revision {by} explains")
+            texts.append(f"revision {decided} is no longer kept: revision {by} explains, which may read more")
         said = self._document.get("decision")
         if said is not None and tuple(said["reasons"]) != tuple(self._record["reasons"]):
             texts.append(f"asked again, revision {by} answers: {', '.join(said['reasons'])}")

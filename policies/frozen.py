@@ -60,6 +60,11 @@ def covers(kept: Reads, reads: Reads) -> bool:
     )
 
 
+def is_masked(kept: Mapping[str, Any]) -> bool:
+    """Whether anything in what was kept of a question is a hash of what policy read."""
+    return any(_found(kept, path) for path in masked_paths())
+
+
 @functools.cache
 def masked_paths() -> Reads:
     """The places of `input` that its schema marks as masked."""
@@ -85,6 +90,15 @@ def _overlap(one: Path, other: Path) -> bool:
     """Whether one place is, or is below, the other."""
     shared = min(len(one), len(other))
     return one[:shared] == other[:shared]
+
+
+def _found(document: Any, path: Path) -> bool:
+    """Whether anything stands at `path`."""
+    for key in path:
+        if not isinstance(document, Mapping) or key not in document:
+            return False
+        document = document[key]
+    return bool(document)
 
 
 def _copy(source: Any, target: dict[str, Any], path: Path) -> None:

@@ -9,6 +9,10 @@ from foundation.faults import Fault
 from gateway.snapshot import SnapshotStore
 from policies.engine import PolicyEngine
 from policies.explain import Evidence, Explanation, explanation
+from policies.frozen import is_masked
+
+OMITTED = "omitted"  # a record says so of a question that it could not keep
+_MASKED = "policy reads what the record keeps as a hash alone: what it says now may differ"
 
 
 class Records(Protocol):
@@ -40,12 +44,14 @@ class Explainer:
         asked, (engine, revision) = record.get("input"), await self._engine(record["numbers"][0])
         if engine is None or not isinstance(asked, dict):
             return Evidence(cut=cut)
+        if OMITTED in asked:
+            return Evidence(None, revision, f"policy cannot say more: the question was {asked[OMITTED]}", cut)
         try:
             # `now` is kept where the decision read it; for what only the explanation reads, the record's time will do.
             document = await engine.explain({"now": int(record["at"]), **asked})
         except Fault as fault:
             return Evidence(None, revision, f"policy cannot say more: {fault.reason.meaning}", cut)
-        return Evidence(document, revision, "", cut)
+        return Evidence(document, revision, _MASKED if is_masked(asked) else "", cut)
 
     async def _engine(self, decided: int) -> tuple[PolicyEngine | None, int]:
         policy = self._store.current.policy

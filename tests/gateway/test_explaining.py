@@ -39,13 +39,14 @@ class Records:
     """A decision log of one record for each revision, of a decision that no grant covered."""
 
     cut: Mapping[str, Any] | None = None
+    kept: Mapping[str, Any] | None = None
 
     async def find(self, decision_id: str) -> Mapping[str, Any]:
         asked = query("r", roles=("a",), path=("y",))
         return {
             "id": decision_id, "at": 1.8e9, "allow": False, "reasons": ["path_not_granted"], "route": "r",
             "identity": str(asked.identity.id), "method": "GET", "target": "/y", "grant": "",
-            "numbers": [int(decision_id), 0, 0, 0], "input": json.loads(json.dumps(asked.to_input())),
+            "numbers": [int(decision_id), 0, 0, 0], "input": self.kept or json.loads(json.dumps(asked.to_input())),
         }  # fmt: skip
 
     async def find_cut(self, permit_id: str) -> Mapping[str, Any] | None:
@@ -56,7 +57,8 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder, self.store = folder, SnapshotStore()
         self.shelf = RevisionShelf(folder / "revisions", KEY.public_key, SETTINGS)
-        self.explain = Explainer(self.store, Records(), self.shelf.engine)
+        self.records = Records()
+        self.explain = Explainer(self.store, self.records, self.shelf.engine)
         self._load = self.shelf.keeping(Enforcer(SETTINGS, KEY.public_key(), folder / "floor"))
 
     async def enforce(self, number: int) -> None:
@@ -95,7 +97,7 @@ async def test_by_the_present_one_when_it_is_kept_no_longer(bench: Bench, monkey
         await bench.enforce(number)
     found = await bench.explain("1")
     assert (found.revision, found.explained_by, found.near_misses[0].grant) == (1, 2, "g2")
-    assert "revision 1 is no longer kept here: revision 2 explains" in found.sentences
+    assert "revision 1 is no longer kept: revision 2 explains, which may read more" in found.sentences
     assert len(list((bench.folder / "revisions").iterdir())) == 1
 
 
@@ -137,3 +139,19 @@ async def test_policy_that_fails_to_explain_leaves_the_record(bench: Bench, monk
         f"policy cannot say more: {Reason.ENGINE_TIMEOUT.meaning}",
     )
     assert (found.explained_by, found.near_misses) == (0, ())
+
+
+async def test_a_question_that_was_too_large_is_not_asked_again(bench: Bench) -> None:
+    await bench.enforce(1)
+    bench.records.kept = {"omitted": "too large"}
+    assert (await bench.explain("1")).sentences[1:] == ("policy cannot say more: the question was too large",)
+
+
+async def test_a_masked_question_is_asked_with_a_word_on_it(bench: Bench) -> None:
+    await bench.enforce(1)
+    asked = query("r", roles=("a",), path=("y",)).to_input()
+    asked["request"]["query"] = [["hmac:x:y", "hmac:x:z"]]
+    bench.records.kept = json.loads(json.dumps(asked))
+    found = await bench.explain("1")
+    assert any("keeps as a hash alone" in text for text in found.sentences)
+    assert [miss.grant for miss in found.near_misses] == ["g1"]

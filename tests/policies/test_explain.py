@@ -219,7 +219,7 @@ def test_a_policy_that_changed_its_mind_is_told(engine: WasmEngine) -> None:
     record = {**record_of(engine, query()), "allow": False, "reasons": ["no_grant"]}
     found = explanation(record, Evidence(asyncio.run(engine.explain(query().to_input())), 4))
     assert found.sentences[-2:] == (
-        "revision 3 is no longer kept here: revision 4 explains",
+        "revision 3 is no longer kept: revision 4 explains, which may read more",
         "asked again, revision 4 answers: granted",
     )
 
