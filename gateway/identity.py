@@ -56,6 +56,7 @@ class Certificates:
         FILE_MODE_UNSAFE)`; then what was loaded stays."""
         try:
             read, root = self.pair.certificate.read_bytes(), self.root.read_bytes()
+            read += self.calling.certificate.read_bytes()
             leaf = x509.load_pem_x509_certificate(read)
         except (OSError, ValueError) as error:
             raise Fault(Reason.FILE_UNREADABLE, "no certificate and root", field=str(self.pair.certificate)) from error
@@ -66,12 +67,19 @@ class Certificates:
             data_plane=server_context(self.pair, client_roots=root, protocols=self._protocols),
             # Strangers know the root by its hash alone: they are shown it.
             strangers=server_context(self.pair, client_roots=None, present=root),
-            client=client_context(root, pair=self.pair),
+            client=client_context(root, pair=self.calling),
         )
         self._read, self.leaf = (read, root), leaf
         self.generation += 1
         self.changed()
         return True
+
+    @property
+    def calling(self) -> KeyPair:
+        """What is proven to those we call: a pair of its own beside the other where that is for servers alone, as on an
+        authority's machine."""
+        beside = self.pair.certificate.with_name("calling.pem")
+        return KeyPair(beside, beside.with_suffix(".key")) if beside.exists() else self.pair
 
     def proven(self) -> ssl.SSLContext:
         """For a listener whose callers prove a certificate."""

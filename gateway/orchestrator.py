@@ -85,7 +85,7 @@ from pki.api.enrolment import enrolment_routes, renewal_routes
 from pki.api.routes import authority_routes
 from pki.api.standing import Standing
 from pki.authority import Authority
-from pki.bootstrap import Initialised, initialise, renew_server_certificate
+from pki.bootstrap import Initialised, initialise, renew_calling_certificate, renew_server_certificate
 from pki.enrol.judgement import load_trust
 from pki.enrol.service import EnrolmentService
 from pki.enrol.settings import EnrolmentSettings
@@ -356,6 +356,8 @@ class Orchestrator:
             trust=load_trust(here.enrolment),
         )
         await renew_server_certificate(authority, here.authority, base.time)
+        if self._settings.system.role is Role.ALL:
+            await renew_calling_certificate(authority, here.authority, base.time)
         folder = here.authority.folder
         certificates = Certificates(KeyPair(folder / "server.pem", folder / "server.key"), folder / "root.pem")
         certificates.load()
@@ -515,8 +517,10 @@ async def _do_chores(
     while True:
         await time.sleep(CHORES_EVERY)
         try:
-            if await renew_server_certificate(authority, settings, time):
-                certificates.load()
+            await renew_server_certificate(authority, settings, time)
+            if (settings.folder / "calling.pem").exists():
+                await renew_calling_certificate(authority, settings, time)
+            certificates.load()
             await authority.ledger.tidy()
         except Fault as fault:
             _LOG.error("a chore failed: %s", fault)

@@ -11,6 +11,7 @@ What lies in the folder afterwards:
 | issuing.passphrase | what opens that, unless the settings keep it elsewhere |
 | policy.pub, policy.key | the policy signing key: gateways take the one, the publisher the other |
 | server.pem, server.key | chain and key of the listeners |
+| calling.pem, calling.key | where the machine is a gateway too: chain and key that it proves to upstreams, 24 hours |
 | operator.pem, operator.key | the first operator, 24 hours |
 
 A run that was stopped is taken up again where it stopped; one that was finished is refused.
@@ -91,13 +92,26 @@ async def renew_server_certificate(
     """Make `server.pem` and `server.key` anew when they are missing, name other names than the settings, or have less
     than a third of their life left. Returns whether they were. The key is replaced first: a listener that reads in
     between finds a pair that does not fit, and keeps the one it has."""
-    if _server_certificate_serves(settings, clock.now()):
+    return await _renew(authority, settings, clock, "server", ProfileName.SERVER, actor)
+
+
+async def renew_calling_certificate(
+    authority: Authority, settings: AuthoritySettings, clock: Clock, *, actor: str = "authority"
+) -> bool:
+    """The same for `calling.pem` and `calling.key`: what the listeners show is for servers alone."""
+    return await _renew(authority, settings, clock, "calling", ProfileName.GATEWAY, actor)
+
+
+async def _renew(
+    authority: Authority, settings: AuthoritySettings, clock: Clock, name: str, profile: ProfileName, actor: str
+) -> bool:
+    if _certificate_serves(settings, name, clock.now()):
         return False
     identity = settings.server_identity
     await _expect(authority, Expected(identity), actor)
     key = ec.generate_private_key(ec.SECP256R1())
-    request = IssueRequest(identity, ProfileName.SERVER, _spki(key), actor, names=settings.server_names)
-    _write_pair(settings.folder, "server", key, await authority.issue(request))
+    request = IssueRequest(identity, profile, _spki(key), actor, names=settings.server_names)
+    _write_pair(settings.folder, name, key, await authority.issue(request))
     return True
 
 
@@ -186,9 +200,9 @@ def _make_policy_key(folder: Path) -> None:
     write_atomic(folder / "policy.pub", public)
 
 
-def _server_certificate_serves(settings: AuthoritySettings, now: float) -> bool:
+def _certificate_serves(settings: AuthoritySettings, name: str, now: float) -> bool:
     try:
-        raw = (settings.folder / "server.pem").read_bytes()
+        raw = (settings.folder / f"{name}.pem").read_bytes()
         certificate = x509.load_pem_x509_certificates(raw)[0]
     except (OSError, ValueError):
         return False

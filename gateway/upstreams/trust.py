@@ -29,7 +29,7 @@ class OwnCertificate(Protocol):
     """The gateway's certificate and its fleet's root, as files; `generation` rises with each renewal."""
 
     @property
-    def pair(self) -> KeyPair: ...
+    def calling(self) -> KeyPair: ...
 
     @property
     def root(self) -> Path: ...
@@ -80,7 +80,7 @@ class UpstreamTrust:
         if tls.client_certificate:
             if self._own is None:
                 raise _unusable("this gateway has no certificate of its own")
-            pair = self._own.pair
+            pair = self._own.calling
         roots = self._roots_file(tls)
         try:
             if roots is None:

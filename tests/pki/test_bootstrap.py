@@ -19,7 +19,7 @@ from foundation.storage.database import Database
 from foundation.storage.settings import StorageSettings
 from pki import bootstrap
 from pki.authority import Authority
-from pki.bootstrap import OPERATOR_ROLES, initialise, renew_server_certificate
+from pki.bootstrap import OPERATOR_ROLES, initialise, renew_calling_certificate, renew_server_certificate
 from pki.settings import AuthoritySettings
 from pki.signer import open_key
 from tests.fakes.audit import MemoryAuditLog
@@ -130,6 +130,18 @@ async def test_no_audit_no_authority(tmp_path: Path) -> None:
         await database.close()
     assert caught.value.reason is Reason.AUDIT_FAILED
     assert list(settings.folder.iterdir()) == []
+
+
+async def test_what_a_gateway_here_proves_to_upstreams_is_no_listeners(site: Site) -> None:
+    args = (site.authority, site.settings, site.clock)
+    assert await renew_calling_certificate(*args)
+    assert not await renew_calling_certificate(*args)
+    leaf = _certificate(site.settings.folder / "calling.pem")
+    usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert x509.ExtendedKeyUsageOID.CLIENT_AUTH in usages
+    site.clock.advance(17 * 3600)
+    assert await renew_calling_certificate(*args)
+    assert not await renew_server_certificate(*args)
 
 
 async def test_the_listeners_certificate_is_renewed_in_time(site: Site) -> None:

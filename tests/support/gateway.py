@@ -190,7 +190,7 @@ def request_bytes(method: str, target: str, *lines: str, body: bytes = b"") -> b
 class OwnFiles:
     """Implements `gateway.upstreams.trust.OwnCertificate`."""
 
-    pair: KeyPair
+    calling: KeyPair
     root: Path
     generation: int = 1
 

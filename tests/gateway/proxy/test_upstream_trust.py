@@ -117,7 +117,7 @@ async def test_a_renewed_certificate_is_proven_by_new_connections(tmp_path: Path
         async with plane.running():
             client = await plane.connect()
             assert (await client.get()).status == 200
-            plane.own.pair = plane.authority.service("spiffe://fleet.example/gateway/gw-2", "renewed")
+            plane.own.calling = plane.authority.service("spiffe://fleet.example/gateway/gw-2", "renewed")
             plane.own.generation += 1
             assert (await client.get()).status == 200  # by the connection that is there
             await plane.advance(31)
