@@ -4,6 +4,7 @@ served before, during and after."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,11 +34,23 @@ MOST = 20_000  # frames after which a test gives up: no budget held
 Frames = Callable[[Http2Client], list[Frame]]
 
 
+class Patient(RawUpstream):
+    """Answers a GET at once, and a POST never."""
+
+    def __init__(self) -> None:
+        super().__init__(self.serve)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (await self.request(reader)).startswith(b"GET "):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await reader.read()
+
+
 async def assert_calmed(
     tmp_path: Path, frames: Frames, flood: Flood, settings: Http2Settings | None = None
 ) -> DataPlane:
     """Sends `frames` again and again, with a neighbour beside, until the gateway has enough."""
-    async with http2_to(RawUpstream(), tmp_path, settings) as plane:
+    async with http2_to(Patient(), tmp_path, settings) as plane:
         neighbour, client = await connect(plane), await connect(plane)
         assert (await client.get()).status == 200
         sent = 0
