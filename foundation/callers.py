@@ -42,13 +42,13 @@ class CertificateCallers:
         leaf = peer_certificate(request.transport)
         if leaf is None:
             raise Fault(Reason.CLIENT_CERTIFICATE_REQUIRED)
-        identity, serial, not_after = self._read(leaf)
+        identity, serial, not_after, issuer = self._read(leaf)
         record = await self._directory.standing(identity, serial)
         if "Authorization" not in request.headers:
-            return Caller(identity, record.roles, "certificate", serial, not_after)
-        return Caller(identity, self._roles(request, identity, leaf), "jwt", serial, not_after)
+            return Caller(identity, record.roles, "certificate", serial, not_after, issuer)
+        return Caller(identity, self._roles(request, identity, leaf), "jwt", serial, not_after, issuer)
 
-    def _read(self, leaf: bytes) -> tuple[SpiffeId, str, float]:
+    def _read(self, leaf: bytes) -> tuple[SpiffeId, str, float, str]:
         # The handshake compared validity once; a connection may outlive it.
         certificate = x509.load_der_x509_certificate(leaf)
         now, not_after = self._clock.now(), certificate.not_valid_after_utc.timestamp()
@@ -59,7 +59,7 @@ class CertificateCallers:
         identity = spiffe_id(certificate)
         if identity.trust_domain != self._trust_domain:
             raise Fault(Reason.CLIENT_CERTIFICATE_INVALID, "it is of another trust domain")
-        return identity, f"{certificate.serial_number:x}", not_after
+        return identity, f"{certificate.serial_number:x}", not_after, issuer_key(certificate.extensions)
 
     def _roles(self, request: web.BaseRequest, identity: SpiffeId, leaf: bytes) -> tuple[str, ...]:
         headers = request.headers.getall("Authorization")
@@ -96,6 +96,16 @@ def peer_uid_of(request: web.BaseRequest) -> int:
         raise Fault(Reason.CLIENT_CERTIFICATE_REQUIRED)
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     return int(_UCRED.unpack(credentials)[1])
+
+
+def issuer_key(extensions: x509.Extensions) -> str:
+    """The identifier of the key that signed the certificate (RFC 5280 §4.2.1.1) in lower-case hex; empty when it names
+    none."""
+    try:
+        authority = extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return ""
+    return (authority.key_identifier or b"").hex()
 
 
 def spiffe_id(certificate: x509.Certificate) -> SpiffeId:

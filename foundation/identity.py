@@ -72,16 +72,27 @@ class SnapshotNumbers(NamedTuple):
     inventory: int
 
 
+CA_COMPROMISE = "ca_compromise"
+"""The reason (RFC 5280 §5.3.1) by which an issuing CA itself is withdrawn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Revocation:
     """Trust withdrawn from one certificate (`serial` in lower-case hex) or, when `serial` is empty, from the identity
-    with all its certificates. `number` counts all revocations of the authority, without gaps."""
+    with all its certificates; for `CA_COMPROMISE`, from everything that an issuing CA signed: `serial` is then the
+    identifier of its key, and `id` names nobody. `number` counts all revocations of the authority, without
+    gaps."""
 
     number: int
     id: SpiffeId
     serial: str
     reason: str
     at: float
+
+    @property
+    def issuer(self) -> str:
+        """The identifier of the withdrawn CA's key (RFC 5280 §4.2.1.2), in lower-case hex; empty for any other."""
+        return self.serial if self.reason == CA_COMPROMISE else ""
 
 
 @dataclass(frozen=True, slots=True)

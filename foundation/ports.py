@@ -15,13 +15,14 @@ from foundation.identity import Change, IdentityRecord, SnapshotNumbers
 class Caller:
     """Who calls an API: proven by a client certificate, by a JWT bound to one, or by the Unix socket's peer credentials
     (`via` is `certificate`, `jwt` or `socket`). `serial` and `not_after` (seconds since the Unix epoch) are the client
-    certificate's."""
+    certificate's; `issuer` identifies the key that signed it, in lower-case hex."""
 
     id: SpiffeId
     roles: tuple[str, ...]
     via: str
     serial: str = ""
     not_after: float = float("inf")
+    issuer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -285,6 +285,7 @@ class Reason(Enum):
     )
     LINT_FAILED = _Text(500, "the certificate to be signed breaks a rule", "report this: nothing was signed")
     SERIAL_CONFLICT = _Text(500, "the serial is taken", "try again")
+    ISSUER_WITHDRAWN = _Text(503, "the issuing CA was withdrawn", "put a new issuing CA in place")
     SIGNER_FAILED = _Text(503, "the signing key cannot be used", "check the key file and its passphrase")
 
     # --- Policy's life ------------------------------------------------------------------------------------------

@@ -59,14 +59,20 @@ class Snapshot:
     postures: Map[SpiffeId, Posture]
     inventory_number: int
     inventory: Map[SpiffeId, IdentityRecord]
+    withdrawn_issuers: Map[str, Revocation] = Map()  # noqa: RUF009  # a value
 
     @property
     def numbers(self) -> SnapshotNumbers:
         policy = self.policy.revision if self.policy else 0
         return SnapshotNumbers(policy, self.revocations_number, self.postures_number, self.inventory_number)
 
-    def is_revoked(self, identity: SpiffeId, serial: str) -> bool:
-        return identity in self.revoked_identities or serial in self.revoked_serials
+    def is_revoked(self, identity: SpiffeId, serial: str, issuer: str) -> bool:
+        """`issuer` is the identifier of the key that signed the certificate of this serial."""
+        return (
+            identity in self.revoked_identities
+            or serial in self.revoked_serials
+            or (bool(self.withdrawn_issuers) and issuer in self.withdrawn_issuers)
+        )
 
 
 EMPTY = Snapshot(None, 0, Map(), Map(), 0, Map(), 0, Map())
@@ -132,7 +138,11 @@ class SnapshotStore:
     def _revoke(self, change: Revocation) -> None:
         now = self.current
         number = max(now.revocations_number, change.number)
-        if change.serial:
+        if change.issuer:
+            issuers = now.withdrawn_issuers.set(change.issuer, change)
+            after = replace(now, revocations_number=number, withdrawn_issuers=issuers)
+            touched = Touched(issuers=frozenset({change.issuer}), at=change.at)
+        elif change.serial:
             serials = now.revoked_serials.set(change.serial, change)
             after, touched = (
                 replace(now, revocations_number=number, revoked_serials=serials),
@@ -184,6 +194,7 @@ class SnapshotStore:
 def _present(now: Snapshot, attested_until: dict[SpiffeId, float], heartbeat_at: float) -> Iterator[Change]:
     yield from now.revoked_identities.values()
     yield from now.revoked_serials.values()
+    yield from now.withdrawn_issuers.values()
     for identity, posture in now.postures.items():
         yield PostureChanged(now.postures_number, identity, posture, attested_until[identity])
     for record in now.inventory.values():

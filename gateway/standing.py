@@ -1,7 +1,7 @@
 """What a snapshot says of one identity and its certificate, and why that may refuse it: rules that rest on no policy.
 
 One order of checks for the data plane, the API's authorizer and the directory, so that none of them can leave one out:
- 1. neither the identity nor its certificate is revoked
+ 1. neither the identity nor its certificate is revoked, nor is the CA withdrawn that issued that
  2. the certificate is valid now
  3. the identity is known, active and not in quarantine
  4. its last attestation did not fail
@@ -33,10 +33,12 @@ class Standing(NamedTuple):
     revoked: bool
 
 
-def standing_of(snapshot: Snapshot, identity: SpiffeId, serial: str) -> Standing:
-    """What `snapshot` says of `identity` and its certificate `serial` (lower-case hex)."""
+def standing_of(snapshot: Snapshot, identity: SpiffeId, serial: str, issuer: str = "") -> Standing:
+    """What `snapshot` says of `identity` and its certificate `serial`, signed by the key that `issuer` identifies (both
+    lower-case hex)."""
     record = snapshot.inventory.get(identity)
-    return Standing(record, snapshot.postures.get(identity, NO_POSTURE), snapshot.is_revoked(identity, serial))
+    revoked = snapshot.is_revoked(identity, serial, issuer)
+    return Standing(record, snapshot.postures.get(identity, NO_POSTURE), revoked)
 
 
 def refusal_by_standing(standing: Standing, not_before: float, not_after: float, now: float) -> Reason | None:

@@ -265,6 +265,19 @@ def revoke_certificate(
     _tell_reach(answer["gateways"])
 
 
+@cert.command("withdraw-issuer")
+@connected
+def withdraw_issuer(
+    client: ApiClient,
+    key_identifier: Annotated[str, typer.Argument(help="The subject key identifier of the CA's certificate, in hex.")],
+    as_json: AsJson = False,
+) -> None:
+    """Withdraw an issuing CA with everything that it signed, on every gateway, for good."""
+    answer = client.post(path_of("v1", "ca", key_identifier, "withdraw"), {})
+    _say(answer, f"what the CA {key_identifier} signed is let in nowhere", as_json)
+    _tell_reach(answer["gateways"])
+
+
 @cert.command("chain")
 @connected
 def chain(client: ApiClient) -> None:

@@ -31,6 +31,7 @@ from pki.entries import Attested, Entry, check_attested, check_enrollable
 from pki.inventory import read_claim, write_certified
 from pki.ledger import Certificate, Step, keep_answer, mark_abandoned, mark_issued, reserve
 from pki.profile import SERIAL_BITS, Issuer, Lifetimes, ProfileName, Terms, draft_certificate
+from pki.revocation import check_issuer
 from pki.signer import Draft, Signer, seal_certificate
 from pki.tokens import TokenUse, spend_token
 
@@ -136,6 +137,7 @@ class Issuing:
         )
 
     async def _reserve_row(self, work: Work, request: IssueRequest, terms: Terms, draft: x509.Certificate) -> None:
+        await check_issuer(work, self._issuer.key_identifier)
         await _checked_entry(work, request)
         row = _row(request, terms, draft)
         await reserve(work, row)

@@ -8,6 +8,7 @@ relying parties that know nothing of Sallyport.
 from __future__ import annotations
 
 import datetime
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,8 @@ from cryptography.hazmat.primitives import serialization
 from sqlalchemy import Select, insert, or_, select, update
 
 from foundation.faults import Fault
-from foundation.identifiers import SpiffeId
-from foundation.identity import Revocation, State
+from foundation.identifiers import Kind, SpiffeId
+from foundation.identity import CA_COMPROMISE, Revocation, State
 from foundation.reasons import Reason
 from foundation.storage.connection import Connection
 from pki.books import Books, Part, Work, read_numbers
@@ -69,6 +70,19 @@ class Revocations:
         async with self._books.writing() as work:
             entry = await read_entry(work.connection, identity)
             return await _revoke_all(work, entry, reason, actor)
+
+    async def withdraw_issuer(self, key_identifier: str, trust_domain: str, actor: str) -> Revocation:
+        """Withdraw everything that the CA of this key identifier (lower-case hex) signed; again is no second time.
+        Raises `Fault(MESSAGE_MALFORMED)` for what is no key identifier."""
+        if not _KEY_IDENTIFIER.fullmatch(key_identifier):
+            raise Fault(Reason.MESSAGE_MALFORMED, "expected 40 lower-case hex digits", field="key_identifier")
+        async with self._books.writing() as work:
+            known = await _known(work.connection, key_identifier)
+            if known is not None:
+                return known
+            nobody = SpiffeId(trust_domain, Kind.GATEWAY, "issuing-ca")
+            work.tell("ca.withdrawn", actor, nobody, key_identifier=key_identifier)
+            return await _revoke(work, nobody, key_identifier, CA_COMPROMISE, _UNKNOWN_END)
 
     async def retire(self, identity: SpiffeId, actor: str) -> tuple[Revocation, ...]:
         """Revoke an identity for good and part it from its TPM: after `admit` the name may come back with another
@@ -170,14 +184,20 @@ async def _revoke_all(work: Work, entry: Entry, reason: RevocationReason, actor:
     return tuple(made)
 
 
-async def _revoke(work: Work, identity: SpiffeId, serial: str, reason: RevocationReason, not_after: int) -> Revocation:
+async def check_issuer(work: Work, key_identifier: bytes) -> None:
+    """Raises `Fault(ISSUER_WITHDRAWN)` when the CA of this key may sign no more."""
+    if await _known(work.connection, key_identifier.hex()) is not None:
+        raise Fault(Reason.ISSUER_WITHDRAWN)
+
+
+async def _revoke(work: Work, identity: SpiffeId, serial: str, reason: str, not_after: int) -> Revocation:
     number = (await work.take_numbers(Part.REVOCATIONS))[Part.REVOCATIONS]
-    made = Revocation(number, identity, serial, reason.value, work.now)
+    made = Revocation(number, identity, serial, str(reason), work.now)
     row = {
         "number": number,
         "identity": str(identity),
         "serial": serial,
-        "reason": reason.value,
+        "reason": str(reason),
         "at": work.now,
         "not_after": not_after,
     }
@@ -186,6 +206,8 @@ async def _revoke(work: Work, identity: SpiffeId, serial: str, reason: Revocatio
 
 
 async def _merge(work: Work, lost: Revocation, actor: str) -> int:
+    if lost.issuer:
+        return await _merge_issuer(work, lost, actor)
     reason = RevocationReason(lost.reason)
     if not lost.serial:
         if not await is_known(work.connection, lost.id):
@@ -202,6 +224,15 @@ async def _merge(work: Work, lost: Revocation, actor: str) -> int:
     return 1
 
 
+async def _merge_issuer(work: Work, lost: Revocation, actor: str) -> int:
+    if await _known(work.connection, lost.issuer) is not None:
+        return 0
+    work.tell("ca.withdrawn", actor, lost.id, key_identifier=lost.issuer, merged=True)
+    await _revoke(work, lost.id, lost.issuer, CA_COMPROMISE, _UNKNOWN_END)
+    return 1
+
+
+_KEY_IDENTIFIER = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _UNKNOWN_END = 253402300799  # 9999-12-31T23:59:59Z
 
 
@@ -222,7 +253,7 @@ def _living(identity: SpiffeId, now: int) -> Select[Any]:
 def _listed(now: int) -> Select[Any]:
     return (
         select(revocations)
-        .where(revocations.c.serial != "", revocations.c.not_after > now)
+        .where(revocations.c.serial != "", revocations.c.not_after > now, revocations.c.reason != CA_COMPROMISE)
         .order_by(revocations.c.number)
     )
 

@@ -56,7 +56,7 @@ class PolicyAuthorizer:
 
     async def _decide(self, caller: Caller, route: str, method: str) -> Decision:
         snapshot, now = self._store.current, self._clock.now()
-        known = standing_of(snapshot, caller.id, caller.serial)
+        known = standing_of(snapshot, caller.id, caller.serial, caller.issuer)
         record = _record_of(known.record, caller)
         request = CanonicalRequest(method, _ACTIONS.get(method, "unknown"), "", (), (), "", b"")
         query = Query(int(now), record, known.posture, f"api.{route}", request, Staleness.FRESH)

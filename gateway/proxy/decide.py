@@ -181,7 +181,7 @@ class Decider:
             self._standings.clear()
         standing = self._standings.get(peer)
         if standing is None:
-            standing = self._standings[peer] = standing_of(snapshot, peer.id, peer.serial)
+            standing = self._standings[peer] = standing_of(snapshot, peer.id, peer.serial, peer.issuer)
         return standing
 
 

@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from foundation.callers import issuer_key
 from foundation.faults import Fault
 from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
@@ -78,16 +79,8 @@ def identify(certificate: bytes | None, trust_domain: str) -> Peer:
         not_after=leaf.not_valid_after_utc.timestamp(),
         spki_sha256=hashlib.sha256(key).digest(),
         certificate=certificate,
-        issuer=_issuer(extensions),
+        issuer=issuer_key(extensions),
     )
-
-
-def _issuer(extensions: x509.Extensions) -> str:
-    try:
-        authority = extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
-    except x509.ExtensionNotFound:
-        return ""
-    return (authority.key_identifier or b"").hex()
 
 
 def _check_leaf(extensions: x509.Extensions) -> None:

@@ -13,5 +13,5 @@ def authority_routes(
     authority: Authority, trust_domain: str, *, verify_bundle: VerifyBundle, audit_head: AuditHead
 ) -> list[ApiRoute]:
     """The routes of the authority's API, for `foundation.api.api_application`."""
-    trust = TrustApi(authority, verify_bundle, audit_head)
+    trust = TrustApi(authority, trust_domain, verify_bundle, audit_head)
     return [*FleetApi(authority, trust_domain).routes(), *trust.routes()]

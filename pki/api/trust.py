@@ -33,13 +33,17 @@ AuditHead = Callable[[], Mapping[str, Any]]
 class TrustApi:
     """Handlers over what the authority vouches for and what it withdrew."""
 
-    def __init__(self, authority: Authority, verify_bundle: VerifyBundle, audit_head: AuditHead) -> None:
+    def __init__(
+        self, authority: Authority, trust_domain: str, verify_bundle: VerifyBundle, audit_head: AuditHead
+    ) -> None:
         self._authority = authority
+        self._trust_domain = trust_domain
         self._verify_bundle = verify_bundle
         self._audit_head = audit_head
 
     def routes(self) -> list[ApiRoute]:
         revoke, publish = "/v1/certificates/{serial}/revoke", "/v1/policy/revisions"
+        withdraw = "/v1/ca/{key_identifier}/withdraw"
         paged_by_identity = ("identity", *PAGING)
         return [
             ApiRoute(
@@ -54,6 +58,9 @@ class TrustApi:
             ApiRoute("certificates.revoke", "POST", revoke, self.revoke, "Revoke one certificate", MAX_JSON_BYTES),
             ApiRoute("ca.show", "GET", "/v1/ca/chain", self.chain, "Issuing CA and root, PEM"),
             ApiRoute("ca.show", "GET", "/v1/ca/crl", self.crl, "The issuing CA's CRL, DER"),
+            ApiRoute(
+                "ca.withdraw", "POST", withdraw, self.withdraw, "Withdraw a CA with all that it signed", MAX_JSON_BYTES
+            ),
             ApiRoute("revocations.list", "GET", "/v1/revocations", self.revocations, "Revocations", query=PAGING),
             ApiRoute("policy.publish", "POST", publish, self.publish, "A signed revision", MAX_BUNDLE_BYTES, OCTETS),
             ApiRoute("policy.show", "GET", "/v1/policy/revisions/current", self.policy, "The revision in force"),
@@ -82,6 +89,14 @@ class TrustApi:
         fields.finish()
         serial, actor = call.parameters["serial"], str(call.caller.id)
         made = await self._authority.revocations.revoke_certificate(serial, why, actor)
+        reach = await self._authority.wait_in_force(made.number, actor)
+        return Answer.of(revocation_document(made) | {"gateways": reach_document(reach)})
+
+    async def withdraw(self, call: Call) -> Answer:
+        call.fields().finish()
+        actor = str(call.caller.id)
+        revocations = self._authority.revocations
+        made = await revocations.withdraw_issuer(call.parameters["key_identifier"], self._trust_domain, actor)
         reach = await self._authority.wait_in_force(made.number, actor)
         return Answer.of(revocation_document(made) | {"gateways": reach_document(reach)})
 
