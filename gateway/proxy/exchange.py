@@ -8,8 +8,6 @@ client's protocol says it is the client's affair (`gateway.proxy.client.Client`)
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
 import logging
 
 from foundation.faults import Fault
@@ -18,9 +16,11 @@ from foundation.trace import TraceContext
 from gateway.access.lines import Access
 from gateway.proxy.assertion import PLAIN
 from gateway.proxy.client import Client
+from gateway.proxy.headers import value_of
 from gateway.proxy.http1 import CHUNKED, RequestHead, ResponseHead
-from gateway.proxy.http1_write import chunks
+from gateway.proxy.http1_write import chunks, request_head, trace_lines
 from gateway.proxy.record import entry_of
+from gateway.proxy.upgrade import check_switched
 from gateway.proxy.upstream_connection import UpstreamConnection
 from gateway.streams.registry import Exchange
 from gateway.upstreams.budget import Failure, is_repeatable
@@ -31,7 +31,6 @@ from policies.routes import Route
 from policies.upstreams import Destination, IdentityHeader
 
 MAX_TRIES = 3
-_WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 NEVER = float("inf")
 _FIRST_ERROR = 500
 _UNAVAILABLE = 503
@@ -217,27 +216,12 @@ class HttpExchange:
 
     def _request_head(self, permit: Permit, told: tuple[IdentityHeader, ...]) -> bytes:
         """What the permit allows, and who asks, from us, in the forms that the upstream is `told`."""
-        asked, head = permit.query.request, self._head
-        lines = [
-            b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (asked.method.encode("ascii"), asked.target, head.authority),
-            self._client.via,
-        ]
         if told == PLAIN:
-            lines += (self._caller.line, b"x-sallyport-decision: %b\r\n" % permit.id.encode("ascii"))
-        elif told:
-            lines += self._services.assertions.lines(told, self._caller, permit, head)
-        lines.append(head.lines)
-        lines.append(trace_lines(head, self._span.context))
-        if head.length > 0 or (head.length == 0 and head.method not in {b"GET", b"HEAD"}):
-            lines.append(b"content-length: %d\r\n" % head.length)
-        elif head.length == CHUNKED:
-            lines.append(b"transfer-encoding: chunked\r\n")
-        if head.expects_continue:
-            lines.append(b"expect: 100-continue\r\n")
-        if head.upgrade:
-            lines.append(b"connection: upgrade\r\nupgrade: %b\r\n" % head.upgrade)
-        lines.append(b"\r\n")
-        return b"".join(lines)
+            who = b"%bx-sallyport-decision: %b\r\n" % (self._caller.line, permit.id.encode("ascii"))
+        else:
+            who = b"".join(self._services.assertions.lines(told, self._caller, permit, self._head))
+        trace = trace_lines(self._head, self._span.context)
+        return request_head(permit.query.request, self._head, self._client.via, who, trace)
 
     @property
     def source(self) -> tuple[str, int] | None:
@@ -349,7 +333,7 @@ class HttpExchange:
         self._client.respond_more(payload, done)
 
     def upgraded(self, head: ResponseHead, data: bytes) -> None:
-        self._check_upgrade(head)
+        check_switched(self._head, head)
         self._status, self._tunnel = 101, True
         self._await_more()
         self._client.switch(head, self._decision_id(), data)
@@ -372,16 +356,6 @@ class HttpExchange:
 
     def _decision_id(self) -> str:
         return self._decision.id if self._decision is not None else ""
-
-    def _check_upgrade(self, head: ResponseHead) -> None:
-        """The upstream must have switched to the protocol that was decided, and prove it where the protocol can
-        (RFC 6455 §4.2.2)."""
-        if not self._head.upgrade or head.upgrade != self._head.upgrade:
-            raise Fault(Reason.UPSTREAM_INVALID, "the upstream switched to a protocol that was not asked for")
-        if head.upgrade == b"websocket" and _field(head.fields, b"sec-websocket-accept") != websocket_accept(
-            _field(self._head.fields, b"sec-websocket-key")
-        ):
-            raise Fault(Reason.UPSTREAM_INVALID, "the upstream's Sec-WebSocket-Accept is wrong")
 
     # --- ends ------------------------------------------------------------------------------------------------
 
@@ -508,23 +482,6 @@ class HttpExchange:
             decision=self._decision_id(),
             upstream=self._led_to(),
             trace=self._span.context.trace_id if self._span.recorded else "",
-            referer=_field(head.fields, b"referer"),
-            agent=_field(head.fields, b"user-agent"),
+            referer=value_of(head.fields, b"referer"),
+            agent=value_of(head.fields, b"user-agent"),
         )
-
-
-def trace_lines(head: RequestHead, own: TraceContext) -> bytes:
-    """This hop's `traceparent`; the caller's state goes on only with the caller's trace (W3C Trace Context §3.3)."""
-    line = b"traceparent: %b\r\n" % own.header().encode("ascii")
-    kept = head.tracestate and own.trace_id in head.traceparent.decode("latin-1")
-    return line + (b"tracestate: %b\r\n" % head.tracestate if kept else b"")
-
-
-def websocket_accept(key: bytes) -> bytes:
-    """The proof that a WebSocket server read `key` (RFC 6455 §4.2.2, step 5.4)."""
-    digest = hashlib.sha1(key + _WEBSOCKET_GUID, usedforsecurity=False).digest()
-    return base64.b64encode(digest)
-
-
-def _field(fields: list[tuple[bytes, bytes]], lower: bytes) -> bytes:
-    return next((value.strip(b" \t") for name, value in fields if name.lower() == lower), b"")

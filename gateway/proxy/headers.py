@@ -205,6 +205,11 @@ def sort(fields: Iterable[Field], ambiguous: Reason) -> Sorted:
     return Sorted(passed, control)
 
 
+def value_of(fields: Iterable[Field], lower: bytes) -> bytes:
+    """The first value of the field with this name in lower case; empty where there is none."""
+    return next((value.strip(b" \t") for name, value in fields if name.lower() == lower), b"")
+
+
 def tokens(value: bytes) -> list[bytes]:
     """The members of a comma-separated list (RFC 9110 §5.6.1), in lower case."""
     return [each for part in value.split(b",") if (each := part.strip(b" \t").lower())]

@@ -4,14 +4,46 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from gateway.proxy.http1 import ResponseHead
+from foundation.trace import TraceContext
+from gateway.proxy.http1 import CHUNKED, RequestHead, ResponseHead
 from gateway.proxy.refusal import Refusal
+from policies.model import CanonicalRequest
 
 LAST_CHUNK = b"0\r\n\r\n"
 _PHRASES = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 # With the standard phrases: an upstream's own is not repeated.
 _STATUS_LINES = {status: b"HTTP/1.1 %d %b\r\n" % (status, _PHRASES.get(status, b"")) for status in range(100, 600)}
 _BODILESS = frozenset({204, 304})
+_NEVER_A_BODY = frozenset({b"GET", b"HEAD"})
+
+
+def request_head(request: CanonicalRequest, head: RequestHead, via: bytes, who: bytes, trace: bytes) -> bytes:
+    """The head of a request to an upstream: what was decided, and of what was read the fields that pass. `via`, `who`
+    and `trace` are whole lines of ours."""
+    lines = [
+        b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (request.method.encode("ascii"), request.target, head.authority),
+        via,
+        who,
+        head.lines,
+        trace,
+    ]
+    if head.length > 0 or (head.length == 0 and head.method not in _NEVER_A_BODY):
+        lines.append(b"content-length: %d\r\n" % head.length)
+    elif head.length == CHUNKED:
+        lines.append(b"transfer-encoding: chunked\r\n")
+    if head.expects_continue:
+        lines.append(b"expect: 100-continue\r\n")
+    if head.upgrade:
+        lines.append(b"connection: upgrade\r\nupgrade: %b\r\n" % head.upgrade)
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def trace_lines(head: RequestHead, own: TraceContext) -> bytes:
+    """This hop's `traceparent`; the caller's state goes on only with the caller's trace (W3C Trace Context §3.3)."""
+    line = b"traceparent: %b\r\n" % own.header().encode("ascii")
+    kept = head.tracestate and own.trace_id in head.traceparent.decode("latin-1")
+    return line + (b"tracestate: %b\r\n" % head.tracestate if kept else b"")
 
 
 def informational(head: ResponseHead) -> bytes:

@@ -150,10 +150,12 @@ class Endpoint:
                 del self._idle[connection.lane]
 
     def close_idle(self, before: float) -> None:
-        """Close what is idle since before then (monotonic seconds)."""
+        """Close what is idle since before then (monotonic seconds), and forget lanes that have nothing idle."""
         for connection in [each for idle in self._idle.values() for each in idle if each.idle_since < before]:
             self._forget(connection)
             connection.abort()
+        if len(self._idle) > 1:
+            self._idle = {lane: idle for lane, idle in self._idle.items() if idle}
 
     def retire(self) -> None:
         """The address is no longer the pool's: nothing new goes there."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from foundation.reasons import Reason
-from gateway.proxy.exchange import websocket_accept
+from gateway.proxy.upgrade import websocket_accept
 from tests.support.gateway import DataPlane, RawClient, RawUpstream, gateway_to, request_bytes
 
 KEY = base64.b64encode(b"0123456789abcdef").decode()

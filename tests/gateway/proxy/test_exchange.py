@@ -15,8 +15,9 @@ import pytest
 
 from foundation.reasons import Reason
 from foundation.tls import client_context
-from gateway.proxy.exchange import NEVER, HttpExchange, websocket_accept
+from gateway.proxy.exchange import NEVER, HttpExchange
 from gateway.proxy.services import GatewayListenerSettings
+from gateway.proxy.upgrade import websocket_accept
 from gateway.streams.registry import Exchange
 from policies.model import Query
 from policies.routes import RouteClass

@@ -10,10 +10,11 @@ import pytest
 from h2.errors import ErrorCodes
 
 from foundation.reasons import Reason
-from gateway.proxy.exchange import HttpExchange, websocket_accept
+from gateway.proxy.exchange import HttpExchange
 from gateway.proxy.http2_budget import Http2Settings
 from gateway.proxy.http2_connection import Http2Connection
 from gateway.proxy.http2_stream import Http2Stream
+from gateway.proxy.upgrade import websocket_accept
 from gateway.streams.registry import Exchange
 from policies.model import Query
 from tests.fakes.trust import ALLOW, DENY, FakeEngine

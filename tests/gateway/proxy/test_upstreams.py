@@ -319,6 +319,20 @@ async def test_the_breaker_refuses_at_once_what_is_too_much(tmp_path: Path) -> N
         assert count(plane, "refused") == 1
 
 
+async def test_connections_to_an_address_are_bounded_by_its_pool(tmp_path: Path) -> None:
+    slow = Named("slow")
+    slow.answering.clear()
+    async with plane_over(tmp_path, slow, pool={"breaker": Breaker(connections=1)}) as plane:
+        first, second = await plane.connect(), await plane.connect()
+        first.send(request_bytes("GET", "/x"))
+        await plane.until(lambda: len(slow.seen) == 1)
+        assert (await second.get()).reason == Reason.OVERLOADED.code
+        slow.answering.set()
+        assert (await first.answer()).status == 200
+        assert (await second.get()).status == 200
+        assert slow.dials == 1
+
+
 # --- connections and whose they are -------------------------------------------------------------------
 
 
@@ -347,6 +361,8 @@ async def test_no_identity_keeps_another_from_an_idle_connection(tmp_path: Path)
             assert (await client.get()).status == 200
             await plane.until(lambda: len(endpoint.connections) <= 2)
         assert upstream.dials == 5  # each identity's second request found its own
+        await plane.advance(0.25)
+        assert len(endpoint._idle) <= 2  # nothing is kept of those who have no connection
 
 
 async def test_an_old_connection_is_not_lent_again(tmp_path: Path) -> None:
