@@ -81,7 +81,7 @@ class Publishing:
 
 
 def figures(short: bool) -> Iterator[Figure | Failure]:
-    count, whole = (5, 1) if short else (100, 3)
+    count, whole = (5, 1) if short else (100, 2)
     routes = ROUTES_OPEN // 2 if short else ROUTES_OPEN
     with standing() as stands:
         publishing, began = Publishing.of(stands), time.monotonic()

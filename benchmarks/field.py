@@ -64,7 +64,8 @@ def say(line: str) -> None:
 
 class Round:
     """What several subjects do with the same load, each in turn, and again; every round begins with another of them, so
-    that none always comes first. A subject that fails is left out from then on."""
+    that none always comes first. What a subject fails is done once more; one that fails twice is left out from then
+    on."""
 
     def __init__(self, subjects: Sequence[Subject], load: Callable[[Subject], Outcome]) -> None:
         self._subjects = list(subjects)
@@ -82,11 +83,14 @@ class Round:
         return self
 
     def _ask(self, subject: Subject) -> None:
-        try:
-            self.outcomes[subject.name].append(self._load(subject))
-        except (OSError, RuntimeError) as error:
-            say(f"{subject.name} fails: {error}")
-            self.failed[subject.name] = str(error)
+        for last in (False, True):
+            try:
+                self.outcomes[subject.name].append(self._load(subject))
+                return
+            except (OSError, RuntimeError) as error:
+                say(f"fails: {error}")
+                if last:
+                    self.failed[subject.name] = str(error)
 
     def _tell(self, number: int, count: int) -> None:
         told = (
@@ -110,12 +114,13 @@ def identities() -> dict[str, Any]:
 
 
 @contextmanager
-def _envoy(stands: Field) -> Iterator[Subject]:
-    workspace = read_workspace(stands.site.state / "policy")
-    authorizer = build("opa_ext_authz", stands.folder)
-    with envoy.opa(authorizer, stands.folder / "opa", workspace, identities()) as asked:
+def _envoy(
+    stands: Field, name: str, decide: Callable[..., AbstractContextManager[envoy.Authorizer]]
+) -> Iterator[Subject]:
+    workspace, folder = read_workspace(stands.site.state / "policy"), stands.folder / name
+    with decide(build("opa_ext_authz", stands.folder), folder, workspace, identities()) as asked:
         pair, root = stands.site.server_pair, stands.site.root
-        with envoy.envoy(stands.folder / "envoy", stands.upstream.port, pair, root, asked) as subject:
+        with envoy.envoy(folder, stands.upstream.port, pair, root, asked) as subject:
             yield subject
 
 
@@ -128,7 +133,8 @@ def _nginx(stands: Field) -> AbstractContextManager[Subject]:
 
 
 _STARTS: dict[str, Callable[[Field], AbstractContextManager[Subject]]] = {
-    envoy.NAME: _envoy,
+    envoy.NAME: lambda stands: _envoy(stands, "envoy", envoy.opa),
+    envoy.SERVER_NAME: lambda stands: _envoy(stands, "envoy-server", envoy.opa_server),
     caddy.NAME: _caddy,
     nginx.NAME: _nginx,
 }

@@ -9,6 +9,9 @@ Both deciders put every decision on record: Sallyport with the kernel before the
 10 ms. `forward_uncached_vs_envoy_opa` is Sallyport with its decision cache turned off, so that both evaluate Rego for
 every request.
 
+OPA is in the process that Envoy asks. `forward_envoy_opa_server_vs_in_process` is what Envoy carries when OPA is a
+server of its own instead, beside that: the stronger of the two is compared with.
+
 `added_latency_p99_ms` is at half of the highest load that Sallyport carried: the p99 through it, less the p99 of the
 same load offered directly to the upstream, without TLS. Each latency counts from when a request was due.
 """
@@ -19,7 +22,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from benchmarks import caddy, envoy, nginx
-from benchmarks.field import Field, Round, say, stand
+from benchmarks.field import PEERS, Field, Round, say, stand
 from benchmarks.figure import Failure, Figure, Pairs, alone, at_most
 from benchmarks.generator import Outcome
 from benchmarks.processes import Subject
@@ -33,23 +36,32 @@ _PEERS = {envoy.NAME: ("envoy_opa", 3.0), caddy.NAME: ("caddy", 1.0), nginx.NAME
 
 
 def figures(short: bool) -> Iterator[Figure | Failure]:
-    with stand() as stands:
+    with stand((*PEERS, envoy.SERVER_NAME)) as stands:
         with serving(stands.site) as served:
             own = served.gateway
             say(f"warming up for {WARM_SECONDS:.0f} s")
-            stands.generator.offer(own, seconds=WARM_SECONDS)
+            _warm(stands, own)
             rounds, before = 2 if short else 5, _evaluated(served)
-            measured = Round([own, *stands.peers.values()], lambda subject: _offer(stands, subject)).run(rounds)
+            measured = Round([own, *_usual(stands)], lambda subject: _offer(stands, subject)).run(rounds)
             yield alone("forward_cache_hit_percent", _hit_percent(before, _evaluated(served)), "%", COMMAND)
             yield from _beside_peers(stands, measured, own.name)
-            yield from _latencies(stands, own, measured, rounds)
+            yield from _server(stands, measured, 2 if short else 3)
+            yield from _latencies(stands, own, measured, 2 if short else 3)
         stands.site.set("policy.cache", entries=0)
         with serving(stands.site) as served:
             own, peer = served.gateway, stands.peers.get(envoy.NAME)
             subjects = [own, *([peer] if peer else [])]
-            uncached = Round(subjects, lambda subject: _offer(stands, subject)).run(rounds)
+            uncached = Round(subjects, lambda subject: _offer(stands, subject)).run(2 if short else 3)
             name = "forward_uncached_vs_envoy_opa"
             yield _rates(name, stands, uncached, own.name, envoy.NAME, 1.0)
+
+
+def _warm(stands: Field, own: Subject) -> None:
+    """Nothing is measured; what fails is told."""
+    try:
+        stands.generator.offer(own, seconds=WARM_SECONDS)
+    except RuntimeError as error:
+        say(str(error))
 
 
 def _evaluated(served: Site) -> tuple[float, float]:
@@ -88,6 +100,25 @@ def _why(stands: Field, measured: Round, own: str, peer: str) -> str:
     """Why these two cannot be compared; empty when they can."""
     failed = stands.failed | measured.failed
     return failed.get(own, "") or failed.get(peer, "")
+
+
+def _usual(stands: Field) -> list[Subject]:
+    return [subject for name, subject in stands.peers.items() if name in PEERS]
+
+
+def _server(stands: Field, measured: Round, rounds: int) -> Iterator[Figure | Failure]:
+    """What Envoy carries when OPA is a server of its own, beside what it carried before."""
+    name, server = "forward_envoy_opa_server_vs_in_process", stands.peers.get(envoy.SERVER_NAME)
+    before = [each.per_second for each in measured.outcomes.get(envoy.NAME, ())]
+    if server is None or len(before) < rounds or envoy.NAME in measured.failed:
+        yield Failure(name, stands.failed.get(envoy.SERVER_NAME, "there is nothing to compare with"))
+        return
+    asked = Round([server], lambda subject: _offer(stands, subject)).run(rounds)
+    if asked.failed:
+        yield Failure(name, asked.failed[server.name])
+        return
+    rates = [each.per_second for each in asked.outcomes[server.name]]
+    yield Pairs(rates, before[-rounds:], envoy.NAME).figure(name, "requests/s", COMMAND)
 
 
 def _latencies(stands: Field, own: Subject, measured: Round, rounds: int) -> Iterator[Figure | Failure]:

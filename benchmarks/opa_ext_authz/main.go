@@ -1,4 +1,5 @@
-// Opa_ext_authz answers Envoy's ext_authz questions with OPA, in process: what OPA's own Envoy plugin does.
+// Opa_ext_authz answers Envoy's ext_authz questions with OPA, in process: what OPA's own Envoy plugin does. With -server
+// it asks an OPA server instead, which then keeps the records.
 //
 // It is the peer of the benchmark `forward`, and made to be fast: the query is prepared once, data is kept as the
 // evaluator's own values, an identity's facts are converted once, and records of decisions are buffered.
@@ -13,7 +14,9 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,10 +42,14 @@ func main() {
 	data := flag.String("data", "", "JSON file of OPA's data")
 	facts := flag.String("facts", "", "JSON file: SPIFFE ID to the input's `identity`; and routes, name to prefix")
 	socket := flag.String("socket", "", "Unix socket to listen on")
+	remote := flag.String("server", "", "Unix socket of an OPA server to ask, instead of evaluating here")
 	records := flag.String("records", "", "file for records of decisions; none are made when empty")
 	flag.Parse()
 	server, err := newServer(*policy, *data, *facts, *records)
 	must(err)
+	if *remote != "" {
+		server.decide = atServer(*remote)
+	}
 	listener, err := net.Listen("unix", *socket)
 	must(err)
 	serving := grpc.NewServer()
@@ -55,6 +62,7 @@ type server struct {
 	identities map[string]*ast.Term
 	routes     map[string]*ast.Term // by prefix, such as /r1
 	records    *records
+	decide     func(context.Context, ast.Value) (map[string]any, error)
 }
 
 func newServer(policy, data, facts, file string) (*server, error) {
@@ -70,6 +78,7 @@ func newServer(policy, data, facts, file string) (*server, error) {
 		return nil, err
 	}
 	s := &server{identities: map[string]*ast.Term{}, routes: map[string]*ast.Term{}}
+	s.decide = s.evaluate
 	for id, identity := range stated.Identities {
 		value, err := ast.InterfaceToValue(identity)
 		if err != nil {
@@ -112,11 +121,10 @@ func (s *server) Check(ctx context.Context, asked *auth.CheckRequest) (*auth.Che
 		return refused("identity_unknown"), nil
 	}
 	input := s.input(asked.GetAttributes().GetRequest().GetHttp(), identity, now)
-	results, err := s.query.Eval(ctx, rego.EvalParsedInput(input))
-	if err != nil || len(results) != 1 {
+	answer, err := s.decide(ctx, input)
+	if err != nil {
 		return refused("engine_failed"), nil
 	}
-	answer, _ := results[0].Expressions[0].Value.(map[string]any)
 	if err := s.records.add(now, input, answer); err != nil {
 		return refused("decision_unrecorded"), nil
 	}
@@ -124,6 +132,43 @@ func (s *server) Check(ctx context.Context, asked *auth.CheckRequest) (*auth.Che
 		return refused(fmt.Sprint(answer["reasons"])), nil
 	}
 	return &auth.CheckResponse{Status: &status.Status{Code: int32(codes.OK)}}, nil
+}
+
+func (s *server) evaluate(ctx context.Context, input ast.Value) (map[string]any, error) {
+	results, err := s.query.Eval(ctx, rego.EvalParsedInput(input))
+	if err != nil || len(results) != 1 {
+		return nil, fmt.Errorf("%d results: %w", len(results), err)
+	}
+	answer, _ := results[0].Expressions[0].Value.(map[string]any)
+	return answer, nil
+}
+
+// atServer asks an OPA server for the decision, over connections that are kept.
+func atServer(socket string) func(context.Context, ast.Value) (map[string]any, error) {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}
+	client := &http.Client{Transport: &http.Transport{DialContext: dial, MaxIdleConnsPerHost: 256}}
+	return func(ctx context.Context, input ast.Value) (map[string]any, error) {
+		body := strings.NewReader(`{"input":` + input.String() + `}`)
+		asked, err := http.NewRequestWithContext(ctx, "POST", "http://opa/v1/data/sallyport/decision", body)
+		if err != nil {
+			return nil, err
+		}
+		answered, err := client.Do(asked)
+		if err != nil {
+			return nil, err
+		}
+		defer answered.Body.Close()
+		found := struct {
+			Result map[string]any `json:"result"`
+		}{}
+		if err := json.NewDecoder(answered.Body).Decode(&found); err != nil {
+			return nil, err
+		}
+		_, err = io.Copy(io.Discard, answered.Body)
+		return found.Result, err
+	}
 }
 
 func (s *server) input(asked *auth.AttributeContext_HttpRequest, identity *ast.Term, now time.Time) ast.Value {
