@@ -29,6 +29,7 @@ COMMANDS = {
     "inventory": ("pki.cli", "inventory", "Nodes: list, show, add, import, revoke."),
     "token": ("pki.cli", "token", "Enrolment tokens."),
     "cert": ("pki.cli", "cert", "Certificates: list, show."),
+    "ca": ("pki.ca_cli", "", "The issuing CA: renew, by the root's offline key."),
     "policy": ("policies.cli", "", "The policy workspace: check, test, build, publish."),
     "audit": ("foundation.audit.cli", "", "The audit log: verify, export."),
 }

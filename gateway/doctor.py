@@ -92,7 +92,7 @@ def _certificates(configuration: Configuration) -> Iterator[Finding]:
     folder = _folder(configuration)
     remedies = {
         "root": "make a new root and enrol the fleet anew",
-        "issuing": "renew the issuing CA by the root's key",
+        "issuing": "run `sallyport ca renew` where the root's key is",
         "server": "start `sallyport serve`: it renews its own",
         "operator": "`sallyport serve` runs? then ask another operator, or use the Unix socket as root",
     }

@@ -39,10 +39,11 @@ from pki.presence import Behind, Presence
 from pki.profile import Lifetimes
 from pki.revocation import Revocations
 from pki.settings import AuthoritySettings
-from pki.signer import FileSigner, Signer
-from pki.tables import identities, numbers, policies
+from pki.signer import FileSigner, Signer, check_issued
+from pki.tables import authority_facts, identities, numbers, policies
 from pki.tokens import Tokens, void_tokens
 
+_ISSUING = "issuing_sha256"  # the fact which of the issuing CA's certificates is used
 _EPOCH_STEP = 1 << 32  # between the epochs of one restore and those of the next
 MAX_GATEWAYS = 1000
 MAX_NAMED = 32  # of them, in one event of the audit log
@@ -108,6 +109,7 @@ class Authority:
         `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE | SIGNER_FAILED | STORAGE_FAILED)`."""
         await database.migrate()
         authority = cls(load_ca(settings), settings.lifetimes, database, audit, clock, settings.acknowledge_within)
+        await authority._note_issuing()
         await authority.ledger.tidy()
         return authority
 
@@ -163,6 +165,26 @@ class Authority:
             await self._audit.append(AuditEvent("revocation.unacknowledged", actor, "gateways", detail=detail))
         return Reach(number, len(gateways) - len(behind), behind)
 
+    async def _note_issuing(self) -> None:
+        """Have it on record when another certificate of the issuing CA than the one before is used from now on."""
+        issuing = self._ca.signer.certificate
+        digest = hashlib.sha256(self._ca.issuing_der).digest()
+        known = select(authority_facts.c.value).where(authority_facts.c.name == _ISSUING)
+        async with self._books.writing() as work:
+            before = await work.connection.scalar(known)
+            if before == digest:
+                return
+            serial, until = format(issuing.serial_number, "x"), int(issuing.not_valid_after_utc.timestamp())
+            work.tell(
+                "authority.issuing", "authority", "issuing CA", serial=serial, not_after=until, sha256=digest.hex()
+            )
+            row = {"name": _ISSUING, "value": digest}
+            if before is None:
+                await work.connection.execute(insert(authority_facts), row)
+            else:
+                fact = update(authority_facts).where(authority_facts.c.name == _ISSUING)
+                await work.connection.execute(fact.values(value=digest))
+
     async def raise_numbers(self, actor: str) -> None:
         """After a backup was restored, before anything else: no number or epoch that was given out since the backup can
         come again, every follower begins anew, and all tokens are void. Then `revocations.merge` what the backup does
@@ -178,10 +200,12 @@ class Authority:
 
 
 def load_ca(settings: AuthoritySettings) -> Ca:
-    """The CA in the settings' folder. Raises `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE | SIGNER_FAILED)`."""
+    """The CA in the settings' folder. Raises `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE | SIGNER_FAILED)`, the last also
+    for an issuing CA that the root did not sign."""
     root = x509.load_pem_x509_certificate(_read(settings.folder / "root.pem"))
     key = _read(settings.folder / "issuing.key")
     signer = FileSigner.load(_read(settings.folder / "issuing.pem"), key, settings.read_passphrase())
+    check_issued(signer.certificate, root)
     return Ca(root, signer)
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import NameOID
 from sqlalchemy import insert, select
 
@@ -137,12 +138,14 @@ async def _make_ca(settings: AuthoritySettings, now: int) -> None:
     """Root and issuing CA. `issuing.pem` is written last: while it is missing, all of it is made anew."""
     root_key, issuing_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     root_name = _name(f"{settings.trust_domain} root")
-    root = _ca_builder(root_name, root_name, root_key, root_key, now, ROOT_SECONDS, None).sign(
+    root = ca_builder(root_name, root_name, root_key.public_key(), root_key.public_key(), now, ROOT_SECONDS, None).sign(
         root_key, hash_for(root_key.curve)
     )
     signer = FileSigner(root, root_key)
     issuing_name = _name(f"{settings.trust_domain} issuing")
-    draft = _ca_builder(issuing_name, root_name, issuing_key, root_key, now, ISSUING_SECONDS, 0)
+    draft = ca_builder(
+        issuing_name, root_name, issuing_key.public_key(), root_key.public_key(), now, ISSUING_SECONDS, 0
+    )
     issuing = await seal_certificate(signer, Draft(root).certificate(draft))
     crl = await seal_crl(signer, Draft(root).crl(crl_builder(Issuer.of(root), 1, now, ISSUING_SECONDS)))
 
@@ -154,22 +157,22 @@ async def _make_ca(settings: AuthoritySettings, now: int) -> None:
     write_atomic(folder / "issuing.pem", _pem(issuing))
 
 
-def _ca_builder(
+def ca_builder(
     subject: x509.Name,
     issuer: x509.Name,
-    key: ec.EllipticCurvePrivateKey,
-    above: ec.EllipticCurvePrivateKey,
+    key: ec.EllipticCurvePublicKey,
+    above: CertificatePublicKeyTypes,
     now: int,
     lifetime: int,
     path_length: int | None,
 ) -> x509.CertificateBuilder:
     """A CA certificate by RFC 5280 §4.2.1: critical basic constraints and key usage, and both key identifiers."""
-    identifier, above_identifier = key_identifier(_spki(key)), key_identifier(_spki(above))
+    identifier, above_identifier = key_identifier(_der(key)), key_identifier(_der(above))
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(random_serial())
         .not_valid_before(_instant(now - BACKDATED_SECONDS))
         .not_valid_after(_instant(now + lifetime))
@@ -262,7 +265,11 @@ def _plain_key(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _spki(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return _der(key.public_key())
+
+
+def _der(key: CertificatePublicKeyTypes) -> bytes:
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

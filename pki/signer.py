@@ -134,6 +134,14 @@ async def seal_crl(signer: Signer, draft: x509.CertificateRevocationList) -> x50
     return crl
 
 
+def check_issued(issuing: x509.Certificate, root: x509.Certificate) -> None:
+    """Raises `Fault(SIGNER_FAILED)` unless `root` signed `issuing`."""
+    try:
+        issuing.verify_directly_issued_by(root)
+    except (ValueError, TypeError, InvalidSignature):
+        raise Fault(Reason.SIGNER_FAILED, "the issuing CA is not signed by the root beside it") from None
+
+
 async def _assemble(signer: Signer, tbs: bytes, draft: bytes) -> bytes:
     # Certificate and CertificateList are both SEQUENCE { tbs, signatureAlgorithm, BIT STRING } (RFC 5280 §4.1, §5.1).
     # The algorithm's bytes are the draft's own: they follow the tbs and end where their length says.
