@@ -41,14 +41,6 @@ def node(pool: System, make_tpm: MakeTpm, request: pytest.FixtureRequest) -> Nod
     return made
 
 
-def workers(system: System) -> set[int]:
-    """The process IDs of its workers."""
-    assert system.process is not None
-    pid = system.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return {int(child) for child in children if b"gateway.worker" in Path(f"/proc/{child}/cmdline").read_bytes()}
-
-
 def ready(system: System) -> bool:
     return system.readiness()[0] == 200
 
@@ -65,7 +57,7 @@ def goes_on(load: Load, count: int = REQUESTS) -> None:
 
 
 def test_every_worker_carries_its_part_and_counts_are_of_all(pool: System, node: Node) -> None:
-    assert len(workers(pool)) == WORKERS
+    assert len(pool.workers) == WORKERS
     before = pool.ended_for("granted")
     ids = []
     for _ in range(12):
@@ -90,48 +82,33 @@ def test_a_revision_is_in_force_in_every_worker_at_once(pool: System, node: Node
 
 
 def test_a_worker_that_dies_is_replaced_and_no_connection_is_turned_away(pool: System, node: Node) -> None:
-    before = workers(pool)
+    before = pool.workers
     victim = min(before)
     os.kill(victim, signal.SIGKILL)
     for _ in range(12):
         with node.connect() as client:
             assert client.get("/version").status == 200
-    wait_until(lambda: len(workers(pool)) == WORKERS and ready(pool), "another worker")
-    assert victim not in workers(pool)
+    wait_until(lambda: len(pool.workers) == WORKERS and ready(pool), "another worker")
+    assert victim not in pool.workers
     assert counted(pool, 'sallyport_workers_ended_total{how="died"}') == 1
 
 
-def test_what_a_silent_worker_carries_is_cut_by_killing_it(pool: System, node: Node) -> None:
-    before = workers(pool)
-    with node.connect() as client:
-        watch = client.watch("c2lsZW50")
-        for pid in before:
-            os.kill(pid, signal.SIGSTOP)
-        reach = pool.operate("inventory", "revoke", node.name, "--json").json["gateways"]
-        assert (reach["acknowledged"], reach["unacknowledged"]) == (1, []), "it was in force before those were dead"
-        assert watch.ending() == "cut"
-    wait_until(lambda: len(workers(pool)) == WORKERS and ready(pool), "other workers")
-    assert not before & workers(pool)
-    with node.connect() as client:
-        assert client.get("/version").reason == "identity_revoked"
-
-
 def test_idle_workers_are_left_alone(pool: System, node: Node) -> None:
-    before = workers(pool)
+    before = pool.workers
     beats = counted(pool, "sallyport_heartbeat_timestamp_seconds")
     wait_until(lambda: counted(pool, "sallyport_heartbeat_timestamp_seconds") > beats, "a heartbeat")
-    assert workers(pool) == before
+    assert pool.workers == before
 
 
 def test_a_reload_replaces_the_workers_and_loses_no_request(pool: System, node: Node) -> None:
-    before = workers(pool)
+    before = pool.workers
     with node.connect() as client, Load(pool.connect_operator, "/version").running() as load:
         watch = client.watch("cmVsb2Fk")
         goes_on(load)
         pool.edit("workers = 2 ", "workers = 3 ")
         assert pool.process is not None
         pool.process.signal(signal.SIGHUP)
-        wait_until(lambda: len(workers(pool) - before) == 3 and ready(pool), "new workers")
+        wait_until(lambda: len(pool.workers - before) == 3 and ready(pool), "new workers")
         goes_on(load)
         pool.edit("workers = 3 ", "workers = 2 ")
         pool.process.signal(signal.SIGHUP)
@@ -141,7 +118,7 @@ def test_a_reload_replaces_the_workers_and_loses_no_request(pool: System, node: 
         assert watch.ending() == "cut", "a stream of a retired worker outlived its permission"
         load.answers.clear()
     assert load.lost == []
-    wait_until(lambda: len(workers(pool)) == WORKERS, "the retired to end")
+    wait_until(lambda: len(pool.workers) == WORKERS, "the retired to end")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +132,7 @@ def test_a_reload_replaces_the_workers_and_loses_no_request(pool: System, node: 
 def test_a_setting_that_is_no_good_is_refused_by_name_and_the_old_stay(
     pool: System, before: str, after: str, code: str, field: str
 ) -> None:
-    serving = workers(pool)
+    serving = pool.workers
     refused = counted(pool, 'sallyport_reloads_total{result="refused"}')
     pool.edit(before, after)
     assert pool.process is not None
@@ -164,20 +141,20 @@ def test_a_setting_that_is_no_good_is_refused_by_name_and_the_old_stay(
     pool.edit(after, before)
     event = [record for record in pool.audited() if record["kind"] == "settings.refused"][-1]
     assert (event["reason"], event["subject"]) == (code, field)
-    assert workers(pool) == serving
+    assert pool.workers == serving
     assert ready(pool)
     with pool.connect_operator() as client:
         assert client.get("/version").status == 200
 
 
 def test_an_upgrade_keeps_the_process_and_loses_no_request(pool: System, node: Node) -> None:
-    before = workers(pool)
+    before = pool.workers
     with node.connect() as client, Load(pool.connect_operator, "/version").running() as load:
         watch = client.watch("dXBncmFkZQ==")
         goes_on(load)
         assert pool.process is not None
         pool.process.signal(signal.SIGUSR2)
-        wait_until(lambda: counted_safely(pool, "sallyport_workers_ready") == WORKERS and workers(pool) - before, "it")
+        wait_until(lambda: counted_safely(pool, "sallyport_workers_ready") == WORKERS and pool.workers - before, "it")
         wait_until(lambda: ready(pool), "the new process")
         goes_on(load)
         pool.operate("inventory", "revoke", node.name)
@@ -185,7 +162,7 @@ def test_an_upgrade_keeps_the_process_and_loses_no_request(pool: System, node: N
     assert load.lost == []
     assert pool.process.process.poll() is None
     assert "upgrade.begun" in [record["kind"] for record in pool.audited()]
-    wait_until(lambda: len(workers(pool)) == WORKERS and not workers(pool) & before, "the retired to end")
+    wait_until(lambda: len(pool.workers) == WORKERS and not pool.workers & before, "the retired to end")
 
 
 def counted_safely(system: System, name: str) -> float:
@@ -203,7 +180,7 @@ def test_workers_without_their_main_process_let_go(make_system: MakeSystem, make
         node.enrol()
         with node.connect() as client:
             watch = client.watch("b3JwaGFu")
-            left = workers(system)
+            left = system.workers
             system.kill()
             wait_until(lambda: not listens(system.ports["gateway"]), "the workers to accept no more")
             began = time.monotonic()

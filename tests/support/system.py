@@ -214,6 +214,13 @@ class System:
         assert self.process is not None
         self.process.kill()
 
+    @property
+    def workers(self) -> set[int]:
+        """The process IDs of its workers."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return {int(pid) for pid in children if b"gateway.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
     def set_trust_time_ahead(self, seconds: float) -> float:
         """While it is off: as if it had been off for longer. Gives its trust time, in seconds since the Unix epoch."""
         path = self.state / "trust-time"
