@@ -61,7 +61,7 @@ class RouteTable:
         return None
 
 
-def destination(permit: Permit, route: Route) -> Pool:
+def pool_of(permit: Permit, route: Route) -> Pool:
     """The pool that `permit` leads to. Raises `Fault(ROUTE_UNKNOWN)` when the permit is for another route, or the route
     has no upstream."""
     if permit.query.route != route.name or route.pool is None:

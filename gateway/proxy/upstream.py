@@ -26,7 +26,7 @@ from foundation.fields import Fields
 from foundation.reasons import Reason
 from foundation.wire.proxy_protocol import LOCAL, Addresses, proxy_header
 from gateway.proxy.http1 import Limits, ResponseReader
-from gateway.proxy.route import destination
+from gateway.proxy.route import pool_of
 from gateway.proxy.upstream_connection import Sink, UpstreamConnection
 from gateway.proxy.upstream_probe import ProbeSink
 from gateway.snapshot import PolicyPart, Snapshot, Touched
@@ -138,7 +138,7 @@ class Upstreams:
         if not isinstance(permit, Permit):
             raise TypeError("an upstream is dialled by a Permit alone")
         try:
-            live = self._pools.get(destination(permit, route).name)
+            live = self._pools.get(pool_of(permit, route).name)
             if live is None:
                 raise Fault(Reason.ROUTE_UNKNOWN, "the route's upstream is gone")
             caller = permit.query.identity.id

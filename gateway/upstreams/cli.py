@@ -48,17 +48,18 @@ def _heading(pool: Mapping[str, Any]) -> Text:
         text.append("  too few in service: all addresses are used", style="red")
     if pool["lookup_failure"]:
         text.append(f"  DNS: {pool['lookup_failure']}", style="red")
-    counted = ", ".join(f"{pool[name]} {name.replace('_', ' ')}" for name in ("ejections", "retries") if pool[name])
+    counted = ", ".join(f"{name} {pool[name]}" for name in ("ejections", "retries") if pool[name])
     return text.append(f"  {counted}" if counted else "", style="dim")
 
 
 def _line(address: Mapping[str, Any]) -> Text:
     text = Text(f"  {address['address']:<28} ")
     states: Mapping[str, int] = address["states"]
-    for state, workers in sorted(states.items()):
-        where = "" if len(states) == 1 else f" in {workers} workers"
-        text.append(f"{state}{where} ", style=_COLOURS.get(state, ""))
-    text.append(f" {address['active']} under way, {address['connections']} connections", style="dim")
+    told = "" if len(states) == 1 else f" in {{}} of {sum(states.values())} workers"
+    for number, (state, workers) in enumerate(sorted(states.items())):
+        text.append(", " if number else "")
+        text.append(f"{state}{told.format(workers)}", style=_COLOURS.get(state, ""))
+    text.append(f"  {address['active']} under way, {address['connections']} connections", style="dim")
     if address["why"]:
         text.append(f"  {address['why']}")
     if address["back_in_seconds"]:

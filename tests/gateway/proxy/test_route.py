@@ -9,7 +9,7 @@ import pytest
 from foundation.faults import Fault
 from foundation.identity import SnapshotNumbers
 from foundation.reasons import Reason
-from gateway.proxy.route import RouteTable, destination
+from gateway.proxy.route import RouteTable, pool_of
 from policies.model import FOREVER, Permit, Query, Staleness, judge
 from policies.routes import Route, RouteType
 from policies.upstreams import Address, Pool
@@ -72,8 +72,8 @@ def permit(route: str, name: str = "edge-1") -> Permit:
 
 
 def test_a_permit_leads_to_its_own_route_alone() -> None:
-    assert destination(permit("x"), make("x", "*")) == POOL
+    assert pool_of(permit("x"), make("x", "*")) == POOL
     with pytest.raises(Fault):
-        destination(permit("y"), make("x", "*"))
+        pool_of(permit("y"), make("x", "*"))
     with pytest.raises(Fault):
-        destination(permit("x"), replace(make("x", "*"), pool=None))
+        pool_of(permit("x"), replace(make("x", "*"), pool=None))
