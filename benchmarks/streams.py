@@ -84,6 +84,7 @@ def standing() -> Iterator[Standing]:
         enlist(site, NODES, ROLES, certified=NODES)
         site.set("gateway.listener", connections_per_identity=10_000)
         site.set("gateway.upstreams", max_connections=30_000)
+        site.set("policy", decision_timeout="5s")  # thousands of streams open as fast as they can
         generator, log = Generator.make(folder, site), folder / "upstream.log"
         with running([generator.binary, "upstream", "-listen", f"127.0.0.1:{port}"], log) as upstream:
             wait_until(listens(port), upstream, log)
