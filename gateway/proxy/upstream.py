@@ -23,6 +23,7 @@ from typing import Any
 from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.fields import Fields
+from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
 from foundation.wire.proxy_protocol import LOCAL, Addresses, proxy_header
 from gateway.proxy.http1 import Limits, ResponseReader
@@ -110,8 +111,18 @@ class Upstreams:
 
     def changed(self, snapshot: Snapshot, touched: Touched) -> None:
         """A `gateway.snapshot.Listener`."""
+        for identity in touched.identities:
+            if identity in snapshot.revoked_identities:
+                self._disown(identity)
         if touched.policy is not None and snapshot.policy is not None:
             self.enforce(snapshot.policy)
+
+    def _disown(self, identity: SpiffeId) -> None:
+        """Nobody is this identity any more: what it authenticated and left idle ends."""
+        for live in self._pools.values():
+            if not live.is_shared:
+                for endpoint in live.endpoints.values():
+                    endpoint.close_lanes(identity)
 
     def enforce(self, enforced: PolicyPart) -> None:
         """From now on these pools are the ones there are. Nothing new goes elsewhere; what is under way there may have

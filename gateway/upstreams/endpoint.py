@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Protocol
 
+from foundation.identifiers import SpiffeId
 from gateway.upstreams.health import UNCHECKED, Health
 from gateway.upstreams.outlier import Shown
 from policies.upstreams import Address, Destination
@@ -156,6 +157,13 @@ class Endpoint:
             connection.abort()
         if len(self._idle) > 1:
             self._idle = {lane: idle for lane, idle in self._idle.items() if idle}
+
+    def close_lanes(self, identity: SpiffeId) -> None:
+        """Close what is idle of this identity, whose lanes begin with it."""
+        theirs = [lane for lane in self._idle if lane == identity or (isinstance(lane, tuple) and lane[0] == identity)]
+        for connection in [each for lane in theirs for each in self._idle[lane]]:
+            self._forget(connection)
+            connection.abort()
 
     def retire(self) -> None:
         """The address is no longer the pool's: nothing new goes there."""

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from foundation.faults import Fault
+from foundation.identity import Revocation
 from foundation.reasons import Reason
 from gateway.proxy.upstream import UpstreamSettings
 from gateway.upstreams.resolve import Found
 from policies.routes import Route
 from policies.upstreams import Address, Breaker, Discovery, HealthCheck, Outlier, Retries
+from tests.fakes.trust import spiffe
 from tests.support.gateway import DataPlane, RawClient, RawUpstream, request_bytes, route, saying
 
 NO = saying(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\nno")
@@ -363,6 +365,18 @@ async def test_no_identity_keeps_another_from_an_idle_connection(tmp_path: Path)
         assert upstream.dials == 5  # each identity's second request found its own
         await plane.advance(0.25)
         assert len(endpoint._idle) <= 2  # nothing is kept of those who have no connection
+
+
+@pytest.mark.parametrize("per_identity", [True, False])
+async def test_what_a_revoked_identity_authenticated_ends(tmp_path: Path, per_identity: bool) -> None:
+    async with plane_over(tmp_path, RawUpstream(), pool={"per_identity": per_identity}) as plane:
+        plane.know("edge-2")
+        (endpoint,) = plane.upstreams._pools["api"].endpoints.values()
+        for name in ("edge-1", "edge-2"):
+            assert (await (await plane.connect(plane.pair(name))).get()).status == 200
+        assert len(endpoint.connections) == 1 + per_identity
+        plane.store.apply(Revocation(1, spiffe("edge-1"), "", "key_compromise", 1.0))
+        await plane.until(lambda: len(endpoint.connections) == 1)
 
 
 async def test_an_old_connection_is_not_lent_again(tmp_path: Path) -> None:
