@@ -152,6 +152,8 @@ class Upstreams:
             live = self._pools.get(pool_of(permit, route).name)
             if live is None:
                 raise Fault(Reason.ROUTE_UNKNOWN, "the route's upstream is gone")
+            if not live.serving and live.is_unknown:
+                return self._own(self._open_once_found(live, permit, route, sink))
             caller = permit.query.identity.id
             endpoint = live.pick(caller) if repeats is None else live.pick(caller, repeats.failed)
             lane = None if live.is_shared else live.lane(caller, sink.source)
@@ -180,9 +182,8 @@ class Upstreams:
             for endpoint in live.endpoints.values():
                 endpoint.close_idle(before)
             live.tend(now)
-            if live.value.dns is not None and live.next_lookup <= now and not live.looking_up:
-                live.looking_up = True
-                self._own(self._look_up(live))
+            if live.value.dns is not None and live.next_lookup <= now:
+                self._begin_lookup(live)
             probe = self._probes.get(name)
             if probe is not None:
                 self._check(live, probe, now)
@@ -223,7 +224,8 @@ class Upstreams:
             self._probing -= 1
             endpoint.checking = False
             endpoint.next_check = self._clock.monotonic() + probe.check.interval
-        endpoint.pool.checked(endpoint, probe.check, failure)
+        if self._probes.get(probe.pool.name) is probe:  # no other revision asks otherwise meanwhile
+            endpoint.pool.checked(endpoint, probe.check, failure)
 
     async def _examine(self, endpoint: Endpoint, probe: Probe) -> str:
         """Why the address fails the check; empty when it passes."""
@@ -246,6 +248,11 @@ class Upstreams:
         except Fault as fault:
             return fault.reason.meaning
 
+    def _begin_lookup(self, live: LivePool) -> None:
+        if not live.looking_up:
+            live.looking_up = True
+            self._own(self._look_up(live))
+
     async def _look_up(self, live: LivePool) -> None:
         """Ask DNS for the pool's addresses. What fails is asked again soon, and the addresses that were known stay."""
         pool = live.value
@@ -263,6 +270,21 @@ class Upstreams:
         finally:
             live.looking_up = False
             live.next_lookup = self._clock.monotonic() + seconds
+            if live.value.dns == pool.dns:
+                live.looked_up.set()
+
+    async def _open_once_found(self, live: LivePool, permit: Permit, route: Route, sink: Sink) -> None:
+        """The first requests to a pool that is a name wait until it is known, for as long as for a dial."""
+        self._begin_lookup(live)
+        try:
+            async with asyncio.timeout(route.connect_timeout):
+                await live.looked_up.wait()
+        except TimeoutError:
+            sink.failed(Fault(Reason.UPSTREAM_TIMEOUT, "DNS did not answer in time"), Failure.FINAL, None)
+            return
+        dial = self.open(permit, route, sink)
+        if dial is not None:
+            await dial
 
     # --- dialling --------------------------------------------------------------------------------------------
 

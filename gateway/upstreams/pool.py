@@ -9,6 +9,7 @@ Laws held here:
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -21,7 +22,7 @@ from gateway.upstreams.balance import least_loaded, slow_start_weight
 from gateway.upstreams.breaker import why_open
 from gateway.upstreams.budget import Failure, has_budget
 from gateway.upstreams.endpoint import Endpoint, Lane
-from gateway.upstreams.health import after
+from gateway.upstreams.health import UNCHECKED, after
 from gateway.upstreams.outlier import ejection_seconds, may_eject, verdict
 from policies.upstreams import Address, HealthCheck, Pool
 
@@ -55,6 +56,7 @@ class LivePool:
         self.retrying = 0  # exchanges that are being repeated
         self.next_lookup = 0.0
         self.looking_up = False
+        self.looked_up = asyncio.Event()  # once, however it went
         self.lookup_failure: Reason | None = None
         self.counted = {"retries": 0, "retries_refused": 0, "ejections": 0, "dial_failures": 0, "refused": 0}
         self._interval_began = clock.monotonic()
@@ -86,6 +88,11 @@ class LivePool:
         if why:
             self.counted["refused"] += 1
             raise Fault(Reason.UPSTREAM_OVERLOADED, why)
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether the pool is a name that nobody has looked up yet."""
+        return self.value.dns is not None and not self.looked_up.is_set()
 
     @property
     def has_another(self) -> bool:
@@ -121,8 +128,12 @@ class LivePool:
         if _connections_of(before) != _connections_of(value):
             gone += self.retire()
             self.next_lookup = 0.0
+            self.looked_up.clear()
         if value.dns is None:
             gone += self.set_addresses({address: address.host for address in value.addresses})
+        if before.health != value.health:
+            for endpoint in self.endpoints.values():
+                endpoint.health, endpoint.next_check = UNCHECKED, 0.0
         self.reckon()
         return gone
 

@@ -493,6 +493,7 @@ async def test_a_pool_follows_its_name_and_keeps_what_it_knew(tmp_path: Path) ->
             client = await plane.connect()
             answered = await client.get()
             assert (answered.status, answered.reason) == (503, Reason.UPSTREAM_UNHEALTHY.code)
+            await plane.advance(1)
             names.found = Found({at_a: "store.internal"}, 10.0)
             await plane.advance(2)
             assert await body(client) == b"a"
@@ -509,6 +510,43 @@ async def test_a_pool_follows_its_name_and_keeps_what_it_knew(tmp_path: Path) ->
             asked = names.asked
             await plane.advance(21)
             assert names.asked == asked + 1  # the refresh is the longest
+
+
+async def test_the_first_requests_wait_until_the_name_is_known(tmp_path: Path) -> None:
+    up, names, asked = Named("up"), Names(), asyncio.Event()
+
+    async def look_up(pool: object) -> Found:
+        names.asked += 1
+        await asked.wait()
+        return names.found  # type: ignore[return-value]
+
+    async with up.running() as address:
+        named = {"addresses": (), "discovery": Discovery.DNS, "dns": Address("store.internal", 1)}
+        plane = DataPlane(tmp_path, (route(address, pool=named),))
+        names.look_up = look_up  # type: ignore[method-assign]
+        names.found = Found({address: "store.internal"}, 10.0)
+        plane.upstreams._resolver = names
+        async with plane.running():
+            clients = [await plane.connect() for _ in range(3)]
+            for client in clients:
+                client.send(request_bytes("GET", "/x"))
+            await plane.until(lambda: plane.registry.open_count == 3 and names.asked > 0)
+            asked.set()
+            assert [(await client.answer()).body for client in clients] == [b"up"] * 3
+            assert names.asked == 1
+
+
+async def test_a_check_that_policy_drops_holds_nothing_against_an_address(tmp_path: Path) -> None:
+    a, b = Named("a"), Named("b")
+    a.status = 500
+    check = HealthCheck("/healthz", interval=1.0)
+    async with plane_over(tmp_path, a, b, pool={"health": check}) as plane:
+        await plane.advance(0.5)
+        await plane.until(lambda: states(plane) == ["unhealthy", "in_service"])
+        before = plane.routes[0]
+        assert before.pool is not None
+        republish(plane, replace(before, pool=replace(before.pool, health=None)))
+        assert states(plane) == ["in_service", "in_service"]
 
 
 async def test_a_name_that_leads_to_metadata_is_not_dialled(tmp_path: Path) -> None:
