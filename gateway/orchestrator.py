@@ -68,8 +68,9 @@ from gateway.identity import Certificates, Renewal
 from gateway.keep import KeptFacts, read_facts
 from gateway.live import Watch
 from gateway.metrics import ProcessMetrics
-from gateway.plane import MASK_KEY, SHADOW_FOLDER, PlaneSettings
+from gateway.plane import MASK_KEY, SEATS, SHADOW_FOLDER, PlaneSettings
 from gateway.proxy.assertion import published_keys
+from gateway.proxy.seats import Seats
 from gateway.records import recording
 from gateway.reloading import changed, needs_restart
 from gateway.reporting import Reporter
@@ -185,6 +186,7 @@ class _Base:
     segments: SegmentCloser
     metrics: ProcessMetrics
     policy_key: PinnedKey
+    seats: Seats
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +336,10 @@ class Orchestrator:
         stack.push_async_callback(decisions.close)
         await segments.mend_workers()
         policy_key = PinnedKey(settings.policy_key_file)
-        return _Base(telemetry, time, audit, mask, decisions, segments, metrics, policy_key)
+        seats = Seats.shared(settings.system.state / SEATS, 0)
+        if self._left is None:
+            seats.reset()
+        return _Base(telemetry, time, audit, mask, decisions, segments, metrics, policy_key, seats)
 
     async def _open_source(self, stack: AsyncExitStack, base: _Base) -> _Source:
         settings = self._settings.authority
@@ -450,7 +455,7 @@ class Orchestrator:
                 root=str(source.certificates.root),
             )
 
-        return Pool(count, configure, listening, base.segments, plane)
+        return Pool(count, configure, listening, base.segments, plane, base.seats.clear)
 
     # --- listening ----------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from gateway.proxy.listener import Listener
 from gateway.proxy.oblige import Obligations
 from gateway.proxy.overload import Overload, OverloadSettings
 from gateway.proxy.record import Records
+from gateway.proxy.seats import Seats
 from gateway.proxy.services import ConnectionServices, GatewayListenerSettings
 from gateway.proxy.upstream import Upstreams, UpstreamSettings
 from gateway.records import recording_cuts
@@ -38,6 +39,7 @@ from policies.settings import PolicySettings
 
 # In the state folder:
 MASK_KEY = "decision-mask.key"
+SEATS = "seats"  # how many connections identities have, at all workers
 RATES = "rates"  # what identities have used up of their rates, for all workers
 SHADOW_FOLDER = "shadow"
 
@@ -146,8 +148,10 @@ def build_plane(
     decisions: DecisionLog,
     telemetry: Telemetry,
     metrics: GatewayMetrics,
+    number: int,
 ) -> Plane:
-    """`certificates` are asked for each new connection, from clients and to upstreams. Raises `Fault`."""
+    """`certificates` are asked for each new connection, from clients and to upstreams; `number` is the worker's. Raises
+    `Fault`."""
     store = SnapshotStore()
     rates = Buckets.shared(settings.system.state / RATES)
     shadow = ShadowTap(settings.system.state / SHADOW_FOLDER)
@@ -176,6 +180,7 @@ def build_plane(
         None if access is None else access.ended,
         Overload(settings.overload),
         settings.http2,
+        Seats.shared(settings.system.state / SEATS, number),
     )
     listener = Listener(certificates.data_plane, services)
     return Plane(store, registry, upstreams, listener, metrics, telemetry, cuts, access)

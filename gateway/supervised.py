@@ -43,6 +43,7 @@ class Pool:
     listening: Sequence[socket.socket]
     closer: Closer
     settings: PlaneSettings
+    ended: Callable[[int], None] = lambda number: None  # a worker of this number is gone
     module: str = WORKER_MODULE
 
     @property

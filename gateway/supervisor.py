@@ -175,6 +175,7 @@ class Supervisor:
             worker = Worker(Lineage(self._pool), left.number, Process(left.pid), self._reported)
         except ProcessLookupError:  # it ended before we were there
             os.close(left.channel)
+            self._pool.ended(left.number)
             await self._pool.closer.mend(worker_folder(self._pool.decisions, left.number))
             return
         worker.lineage.retiring = worker.following = worker.ready = True
@@ -355,6 +356,7 @@ class Supervisor:
                 worker.kill()
                 await worker.process.ended.wait()
         self._say_how_it_ended(worker)
+        self._pool.ended(worker.number)
         await self._pool.closer.mend(worker_folder(self._pool.decisions, worker.number))
 
     async def _serve(self, worker: Worker, pool: Pool) -> None:

@@ -172,7 +172,7 @@ async def _open_plane(
     own, mask = _own_log(settings.decisions, order), Mask.open(settings.system.state / MASK_KEY)
     log = await DecisionLog.open(own, time, _Reported(channel), metrics.dropped, mask)
     stack.push_async_callback(log.close)
-    plane = build_plane(settings, certificates, time, log, telemetry, metrics)
+    plane = build_plane(settings, certificates, time, log, telemetry, metrics, order.number)
     stack.push_async_callback(plane.upstreams.close)
     stack.push_async_callback(plane.listener.close)
     return plane

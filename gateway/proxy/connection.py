@@ -107,6 +107,7 @@ class ClientConnection(asyncio.Protocol):
         self.due = NEVER
         if self._registered:
             self.services.registry.disconnected(self)
+            self.services.seats.give_back(self.caller.text)
         self._lost()
         self._siblings.discard(self)
 
@@ -189,11 +190,11 @@ class ClientConnection(asyncio.Protocol):
         self.caller = Caller.of(peer, self.source)
 
     def _admit(self) -> None:
-        registry, most = self.services.registry, self.services.settings.connections_per_identity
-        if registry.connections_of(self.caller.peer.id) >= most:
+        most = self.services.settings.connections_per_identity
+        if not self.services.seats.take(self.caller.text, most):
             self._record_refusal(Fault(Reason.CONNECTION_LIMIT), b"", b"", _told_already)
             raise Fault(Reason.CONNECTION_LIMIT, f"at most {most} of one identity")
-        registry.connected(self)
+        self.services.registry.connected(self)
         self._registered = True
 
 

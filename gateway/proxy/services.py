@@ -21,6 +21,7 @@ from gateway.proxy.identify import Peer
 from gateway.proxy.overload import Overload, OverloadSettings
 from gateway.proxy.record import Records
 from gateway.proxy.route import RouteTable
+from gateway.proxy.seats import Seats
 from gateway.proxy.sources import SourceRates
 from gateway.proxy.turns import Turns
 from gateway.proxy.upstream import Upstreams
@@ -206,6 +207,7 @@ class ConnectionServices:
     access: Callable[[Access], None] | None = None  # takes what the access log shows of a request that ended
     overload: Overload = field(default_factory=lambda: Overload(OverloadSettings()))
     http2: Http2Settings = field(default_factory=Http2Settings)
+    seats: Seats = field(default_factory=lambda: Seats.private(1024))
     draining: bool = False
     requests: RequestReader = field(init=False)
     sources: SourceRates = field(init=False)

@@ -3,6 +3,8 @@ nothing. Real processes, a real client, counted."""
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
 import signal
 import time
@@ -13,7 +15,7 @@ import pytest
 
 from tests.support.load import Load
 from tests.support.processes import listens, wait_until
-from tests.support.system import MakeSystem, MakeTpm, Node, System
+from tests.support.system import Client, MakeSystem, MakeTpm, Node, System
 
 WORKERS = 2
 OPERATOR_GRANT = (
@@ -190,3 +192,28 @@ def test_workers_without_their_main_process_let_go(make_system: MakeSystem, make
         system.start()
         with node.connect() as client:
             assert client.get("/version").status == 200
+
+
+def test_an_identitys_connections_are_bounded_for_all_workers_together(make_system: MakeSystem) -> None:
+    system = make_system("seats")
+    system.edit("workers = 0 ", "workers = 2 ")
+    system.edit("[gateway.listener]\n", "[gateway.listener]\nconnections_per_identity = 5\n")
+    with system.running(), contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(system.connect_operator()) for _ in range(5)]
+        assert {client.get("/version").status for client in clients} == {403}
+        for _ in range(4):
+            with system.connect_operator() as client:
+                assert client.get("/version").reason == "connection_limit"
+        os.kill(min(system.workers), signal.SIGKILL)
+        wait_until(lambda: len(system.workers) == 2 and ready(system), "another worker")
+        left = sum(answers_still(client) for client in clients)
+        again = [stack.enter_context(system.connect_operator()).get("/version").status for _ in range(6)]
+        assert left + again.count(403) == 5, "what the dead worker carried counts no longer"
+        assert again.count(429) == 1 + left
+
+
+def answers_still(client: Client) -> bool:
+    try:
+        return client.get("/version").status == 403
+    except (OSError, http.client.HTTPException):
+        return False
