@@ -111,7 +111,7 @@ class Fields:
         """Bytes from strict, padded base64 (RFC 4648 §4)."""
         text = self.text(name, max_length=(max_bytes + 2) // 3 * 4)
         try:
-            raw = base64.b64decode(text, validate=True)
+            raw = binascii.a2b_base64(text, strict_mode=True)
         except (binascii.Error, ValueError):
             raise self.fault(name, "expected base64 (RFC 4648 §4)") from None
         if base64.b64encode(raw).decode() != text:

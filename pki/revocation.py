@@ -14,13 +14,14 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from sqlalchemy import Select, insert, or_, select, update
+from sqlalchemy import Select, bindparam, insert, or_, select, update
 
 from foundation.faults import Fault
 from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import CA_COMPROMISE, Revocation, State
 from foundation.reasons import Reason
 from foundation.storage.connection import Connection
+from foundation.storage.statement import Statement
 from pki.books import Books, Part, Work, read_numbers
 from pki.entries import Entry
 from pki.inventory import FACT, is_known, read_entry, write
@@ -32,6 +33,7 @@ from pki.tables import certificates, revocations
 from pki.tokens import void_tokens
 
 CRL_SECONDS = 24 * 3600
+_OF_SERIAL = Statement(select(revocations).where(revocations.c.serial == bindparam("wanted")))  # asked at each issuing
 # A revocation that was lifted keeps its place in the count, and travels under a serial that no certificate has (RFC
 # 5280 §4.1.2.2: a serial is positive).
 LIFTED_SERIAL = "0"
@@ -237,7 +239,7 @@ _UNKNOWN_END = 253402300799  # 9999-12-31T23:59:59Z
 
 
 async def _known(connection: Connection, serial: str) -> Revocation | None:
-    row = (await connection.execute(select(revocations).where(revocations.c.serial == serial))).first()
+    row = (await connection.run(_OF_SERIAL, {"wanted": serial})).first()
     return revocation_of(row) if row else None
 
 
