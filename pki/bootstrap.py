@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
@@ -90,9 +91,9 @@ async def initialise(
 async def renew_server_certificate(
     authority: Authority, settings: AuthoritySettings, clock: Clock, *, actor: str = "authority"
 ) -> bool:
-    """Make `server.pem` and `server.key` anew when they are missing, name other names than the settings, or have less
-    than a third of their life left. Returns whether they were. The key is replaced first: a listener that reads in
-    between finds a pair that does not fit, and keeps the one it has."""
+    """Make `server.pem` and `server.key` anew when they are missing, signed by another key than the issuing CA's, name
+    other names than the settings, or have less than a third of their life left. Returns whether they were. The key is
+    replaced first: a listener that reads in between finds a pair that does not fit, and keeps the one it has."""
     return await _renew(authority, settings, clock, "server", ProfileName.SERVER, actor)
 
 
@@ -207,7 +208,10 @@ def _certificate_serves(settings: AuthoritySettings, name: str, now: float) -> b
     try:
         raw = (settings.folder / f"{name}.pem").read_bytes()
         certificate = x509.load_pem_x509_certificates(raw)[0]
-    except (OSError, ValueError):
+        certificate.verify_directly_issued_by(
+            x509.load_pem_x509_certificate((settings.folder / "issuing.pem").read_bytes())
+        )
+    except (OSError, ValueError, InvalidSignature):
         return False
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     found = {*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ from typer.testing import CliRunner
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from pki.authority import Authority
-from pki.bootstrap import DAY, ISSUING_SECONDS
+from pki.bootstrap import DAY, ISSUING_SECONDS, renew_server_certificate
 from pki.ca_cli import app
 from pki.issuing_ca import RootKey, renew_issuing
-from tests.support.site import ACTOR, Site, open_site
+from tests.support.site import ACTOR, TRUST_DOMAIN, Site, open_site
 
 LATER = 300 * DAY
 
@@ -93,6 +94,32 @@ async def test_the_audit_log_has_which_certificate_is_used(site: Site, offline: 
     assert told[1:] == [format(new.serial_number, "x")]
 
 
+async def test_a_new_key_takes_over_from_one_that_was_withdrawn(site: Site, offline: Path) -> None:
+    old = read(offline)
+    identifier = old.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest.hex()
+    await site.authority.revocations.withdraw_issuer(identifier, TRUST_DOMAIN, ACTOR)
+    node = await site.expect()
+    with pytest.raises(Fault) as caught:
+        await site.issue(node)
+    assert caught.value.reason is Reason.ISSUER_WITHDRAWN
+
+    passphrase = (site.settings.folder / "issuing.passphrase").read_bytes().strip()
+    new = await renew_issuing(offline, key_in(offline), int(site.clock.now()), passphrase)
+    assert new.public_key() != old.public_key()
+    assert stat.S_IMODE((offline / "issuing.key").stat().st_mode) == 0o600
+    bring_back(offline, site)
+    with pytest.raises(Fault) as without_its_key:
+        await reopened(site)
+    assert without_its_key.value.reason is Reason.SIGNER_FAILED
+    shutil.copy(offline / "issuing.key", site.settings.folder)
+    authority = await reopened(site)
+    assert await renew_server_certificate(authority, site.settings, site.clock)  # the old key's is of no use now
+    assert not await renew_server_certificate(authority, site.settings, site.clock)
+    server = x509.load_pem_x509_certificates((site.settings.folder / "server.pem").read_bytes())
+    server[0].verify_directly_issued_by(new)
+    assert server[1] == new
+
+
 async def test_nothing_outlives_the_root(site: Site, offline: Path) -> None:
     end = int(read(offline, "root.pem").not_valid_after_utc.timestamp())
     new = await renew_issuing(offline, key_in(offline), end - DAY)
@@ -116,6 +143,15 @@ async def test_another_roots_key_renews_nothing(site: Site, offline: Path, tmp_p
         assert foreign.value.reason is Reason.SIGNER_FAILED
     (offline / "issuing.pem").write_bytes(before["issuing.pem"])
     assert {path.name: path.read_bytes() for path in offline.iterdir()} == before
+
+
+async def test_a_key_is_never_kept_open(site: Site, offline: Path) -> None:
+    before = read(offline)
+    with pytest.raises(Fault) as caught:
+        await renew_issuing(offline, key_in(offline), int(site.clock.now()), b"")
+    assert caught.value.reason is Reason.SIGNER_FAILED
+    assert read(offline) == before
+    assert not (offline / "issuing.key").exists()
 
 
 async def test_an_issuing_ca_that_the_root_did_not_sign_is_not_used(site: Site, tmp_path: Path) -> None:
