@@ -27,13 +27,13 @@ class Freezer:
     """Makes the kept part of a question for one compiled policy, which can read `reads`."""
 
     def __init__(self, reads: Reads, mask: Mask) -> None:
-        self._reads = reads
+        self._tree = _tree(reads)
         self._mask = mask
         self._masked = tuple(path for path in masked_paths() if _meets(path, reads))
 
     def __call__(self, query: Query) -> bytes:
         """One JSON object. What is no JSON leaves none of it."""
-        document = kept_part(query.to_input(), self._reads)
+        document = _pick(query.to_input(), self._tree)
         for path in self._masked:
             document = _masked(document, path, self._mask)
         try:
@@ -42,12 +42,9 @@ class Freezer:
             return b'{"omitted":"not JSON"}'
 
 
-def kept_part(document: Mapping[str, Any], reads: Iterable[Path]) -> dict[str, Any]:
+def kept_part(document: Mapping[str, Any], reads: Iterable[Path]) -> Mapping[str, Any]:
     """What of `document` a policy can see by reading `reads`, in its place."""
-    kept: dict[str, Any] = {}
-    for path in reads:
-        _copy(document, kept, path)
-    return kept
+    return _pick(document, _tree(reads))
 
 
 def covers(kept: Reads, reads: Reads) -> bool:
@@ -101,19 +98,33 @@ def _found(document: Any, path: Path) -> bool:
     return bool(document)
 
 
-def _copy(source: Any, target: dict[str, Any], path: Path) -> None:
-    """Copy what stands at `path`, and the presence of what stands above it."""
-    if not path:
-        target.update(source)
-        return
-    *above, last = path
-    for key in above:
-        source = source.get(key)
-        if not isinstance(source, Mapping):
-            return
-        target = target.setdefault(key, {})
-    if last in source:
-        target[last] = source[last]
+_Tree = dict[str, Any]
+"""Keys to what is read below them; None: all of it."""
+
+
+def _tree(reads: Iterable[Path]) -> _Tree | None:
+    """The places as one tree; shorter paths first, so that what is read whole stays whole."""
+    tree: _Tree = {}
+    for path in sorted(reads, key=len):
+        if not path:
+            return None
+        below: _Tree | None = tree
+        for key in path[:-1]:
+            below = below.setdefault(key, {}) if below is not None else None
+        if below is not None:
+            below.setdefault(path[-1], None)
+    return tree
+
+
+def _pick(source: Mapping[str, Any], tree: _Tree | None) -> Mapping[str, Any]:
+    """What stands at the leaves of `tree`, and the presence of what stands above them."""
+    if tree is None:
+        return source
+    return {
+        key: source[key] if below is None else _pick(source[key], below)
+        for key, below in tree.items()
+        if key in source and (below is None or isinstance(source[key], Mapping))
+    }
 
 
 def _masked(value: Any, path: Path, mask: Mask) -> Any:

@@ -4,7 +4,7 @@ Laws held here:
 - no evaluation keeps the loop waiting for more than some milliseconds: one that takes longer is broken off there, and
   done again in a thread;
 - a route whose evaluations were measured above the budget is evaluated in a thread until enough of them were below it
-  (`policies.pace`);
+  (`policies.pace`); so is everything while the loop's engine is made ready again;
 - threads, and what waits for them, are bounded: what is beyond is a denial, `ENGINE_OVERLOADED`, and what waits longer
   than a decision may take is one too, `ENGINE_TIMEOUT`.
 
@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from foundation.faults import Fault
@@ -34,19 +34,14 @@ _LOG = logging.getLogger(__name__)
 
 
 class PacedEngine:
-    """Implements `policies.engine.PolicyEngine` over `engine`, which belongs to the loop's thread. `cpu` gives the
-    calling thread's processor time, in seconds; `monotonic` a time that only grows."""
+    """Implements `policies.engine.PolicyEngine` over `engine`, which belongs to the loop's thread. `monotonic` gives a
+    time that only grows, in seconds."""
 
     def __init__(
-        self,
-        engine: WasmEngine,
-        settings: PolicySettings,
-        cpu: Callable[[], float] = time.thread_time,
-        monotonic: Callable[[], float] = time.monotonic,
+        self, engine: WasmEngine, settings: PolicySettings, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
         self._engine = engine
         self._pace = Pace(settings.slow.budget)
-        self._cpu = cpu
         self._threads = _Threads(engine, settings, monotonic)
 
     @property
@@ -61,6 +56,9 @@ class PacedEngine:
         """The answer, evaluated at once where that is quick. None for what has to wait."""
         if self._pace.is_slow(query.route):
             return None
+        if not self._engine.is_ready:
+            self._threads.restore(self._engine)
+            return None
         answer = self._evaluate(query)
         return None if answer.reasons[0] is Reason.ENGINE_TIMEOUT else answer
 
@@ -69,7 +67,7 @@ class PacedEngine:
         if quick is not None:
             return quick
         try:
-            answer, took = await self._threads.run(lambda engine: self._measured(engine.decide_now, query))
+            answer, took = await self._threads.run(lambda engine: (engine.decide_now(query), engine.took))
         except Fault as fault:
             return Answer(False, (fault.reason,))
         self._note(query.route, took)
@@ -85,14 +83,9 @@ class PacedEngine:
     def _evaluate(self, query: Query) -> Answer:
         """Here and now; `ENGINE_TIMEOUT` when it is broken off. On a machine that had no processor for us that says
         nothing of the policy: what counts is the time it took of ours."""
-        answer, took = self._measured(self._engine.decide_briefly, query)
-        self._note(query.route, took)
+        answer = self._engine.decide_briefly(query)
+        self._note(query.route, self._engine.took)
         return answer
-
-    def _measured(self, decide: Callable[[Query], Answer], query: Query) -> tuple[Answer, float]:
-        begun = self._cpu()
-        answer = decide(query)
-        return answer, self._cpu() - begun
 
     def _note(self, route: str, seconds: float) -> None:
         if self._pace.note(route, seconds):
@@ -110,6 +103,7 @@ class _Threads:
         self._own = threading.local()
         self._engines: list[WasmEngine] = []
         self._pool = ThreadPoolExecutor(settings.slow.threads, thread_name_prefix="policy")
+        self._restoring: Future[None] | None = None
         self._under_way = 0
         self._closed = False
 
@@ -126,6 +120,11 @@ class _Threads:
             return await asyncio.get_running_loop().run_in_executor(self._pool, self._ask, ask, until)
         finally:
             self._under_way -= 1
+
+    def restore(self, engine: WasmEngine) -> None:
+        """Make `engine` ready, unless that is under way."""
+        if not self._closed and (self._restoring is None or self._restoring.done()):
+            self._restoring = self._pool.submit(engine.restore)
 
     async def close(self) -> None:
         """What waits is told that the engine is closed; what runs may end."""

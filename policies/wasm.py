@@ -2,7 +2,7 @@
 
 Laws held here:
 - the module has no import but its memory, `opa_abort` and the builtins of `policies.builtins`: no files, no network;
-- an evaluation ends by its deadline and stays below its memory bound; either way out is a denial;
+- an evaluation ends by its deadline (of processor time) and stays below its memory bound; either way out is a denial;
 - an instance in which an evaluation did not end well is thrown away.
 
 An evaluation runs in the caller's thread and never waits. One engine belongs to one thread; engines made by `another`
@@ -14,7 +14,9 @@ from __future__ import annotations
 import ctypes
 import json
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from math import ceil
 from typing import Any
 
@@ -32,6 +34,7 @@ MAX_ANSWER_BYTES = 1 << 20
 _PAGE = 65_536
 _TICK = 0.005  # seconds, at most
 _LOOP_TICKS = 2  # within which an evaluation must end that keeps an event loop waiting
+_STANDING = 20  # ticks for which nothing need pass when there is no processor time
 _LOAD_TIME = 5.0
 _EXPLAIN_TIMES = 10  # an explanation walks through all grants of a route, and nobody's request waits for it
 _FIRST_LOOK = 1024
@@ -85,11 +88,19 @@ class WasmEngine:
     processor time: do it in a thread. Raises `Fault(ENGINE_FAILED)` when the module cannot be loaded."""
 
     def __init__(
-        self, compiled: CompiledPolicy, settings: PolicySettings, *, loaded: LoadedPolicy | None = None
+        self,
+        compiled: CompiledPolicy,
+        settings: PolicySettings,
+        *,
+        loaded: LoadedPolicy | None = None,
+        cpu: Callable[[], float] = time.thread_time,
     ) -> None:
-        """`loaded` is `compiled` as another engine has it, which must outlive this one."""
+        """`loaded` is `compiled` as another engine has it, which must outlive this one. `cpu` gives the calling
+        thread's processor time, in seconds; `took` is what the last evaluation took of it."""
         self._compiled = compiled
         self._settings = settings
+        self._cpu = cpu
+        self.took = 0.0
         self._loaded = loaded or LoadedPolicy(compiled, settings)
         self._owns = loaded is None
         self._closed = False  # a closed engine has no ticker, so nothing would end an evaluation
@@ -102,7 +113,23 @@ class WasmEngine:
 
     def another(self) -> WasmEngine:
         """An engine of the same policy for another thread. Stop it before this one. Raises `Fault(ENGINE_FAILED)`."""
-        return WasmEngine(self._compiled, self._settings, loaded=self._loaded)
+        return WasmEngine(self._compiled, self._settings, loaded=self._loaded, cpu=self._cpu)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether an evaluation could begin at once: after one that did not end well, an instance is made anew, which
+        takes as long as reading the data does."""
+        return self._instance is not None or self._closed
+
+    def restore(self) -> None:
+        """Become ready; in any thread, while nothing is evaluated here. What fails now is tried by the next evaluation,
+        which tells of it."""
+        with suppress(Exception):
+            made = self._loaded.instance()
+            if self._closed:
+                made.close()
+            else:
+                self._instance = made
 
     async def decide(self, query: Query) -> Answer:
         return self.decide_now(query)
@@ -161,14 +188,20 @@ class WasmEngine:
         try:
             if self._instance is None:
                 self._instance = self._loaded.instance()
-            self._loaded.ticker.begin(self)
-            answer = self._instance.evaluate(entrypoint, document, ticks or self._loaded.ticks)
+            answer = self._run(self._instance, entrypoint, document, ticks or self._loaded.ticks)
         except Exception as error:  # whatever went wrong, the instance is not to be trusted again
             self._discard()
             raise Fault(_reason(error), internal=str(error)[:1024]) from error
-        finally:
-            self._loaded.ticker.end(self)
         return _result(answer)
+
+    def _run(self, instance: _Instance, entrypoint: str, document: bytes, ticks: int) -> bytes:
+        ticker, begun = self._loaded.ticker, self._cpu()
+        ticker.begin(self)
+        try:
+            return instance.evaluate(entrypoint, document, ticks)
+        finally:
+            ticker.end(self)
+            self.took = self._cpu() - begun
 
     def _discard(self) -> None:
         instance, self._instance = self._instance, None
@@ -276,36 +309,57 @@ class _Instance:
 
 class Ticker:
     """Moves an engine's epoch on while something is evaluated, so that deadlines pass though Wasm runs without the
-    interpreter's lock. Sleeps otherwise."""
+    interpreter's lock. Sleeps otherwise.
+
+    What passes is processor time: while the machine has none for whoever evaluates, the epoch stands, for `_STANDING`
+    ticks at most. Otherwise a busy machine would break off what takes microseconds."""
 
     def __init__(self, engine: wasmtime.Engine, interval: float) -> None:
-        self._running: set[int] = set()
+        self._interval = interval
+        self._running: dict[int, int] = {}  # who evaluates, and the clock of its thread's processor time
+        self._seen: dict[int, float] = {}
+        self._stood = 0
         self._awake = threading.Event()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._tick, args=(engine, interval), name="policy-epoch", daemon=True)
+        self._thread = threading.Thread(target=self._tick, args=(engine,), name="policy-epoch", daemon=True)
         self._thread.start()
 
     def begin(self, who: object) -> None:
-        """`who` evaluates from now on."""
-        self._running.add(id(who))
+        """`who` evaluates from now on, in the calling thread."""
+        self._running[id(who)] = time.pthread_getcpuclockid(threading.get_ident())
         if not self._awake.is_set():
             self._awake.set()
 
     def end(self, who: object) -> None:
-        self._running.discard(id(who))
+        self._running.pop(id(who), None)
 
     def stop(self) -> None:
         self._stopped.set()
         self._awake.set()
         self._thread.join()
 
-    def _tick(self, engine: wasmtime.Engine, interval: float) -> None:
-        while self._awake.wait() and not self._stopped.wait(interval):
-            engine.increment_epoch()
+    def _tick(self, engine: wasmtime.Engine) -> None:
+        while self._awake.wait() and not self._stopped.wait(self._interval):
+            if self._has_moved():
+                engine.increment_epoch()
             if not self._running:
                 self._awake.clear()
                 if self._running or self._stopped.is_set():  # it came between the two
                     self._awake.set()
+
+    def _has_moved(self) -> bool:
+        """Whether anybody who evaluates has had half an interval of processor time since the last look."""
+        before, self._seen = self._seen, {who: _cpu_of(clock) for who, clock in list(self._running.items())}
+        moved = any(now - before.get(who, now) >= self._interval / 2 for who, now in self._seen.items())
+        self._stood = 0 if moved or self._stood >= _STANDING else self._stood + 1
+        return self._stood == 0
+
+
+def _cpu_of(clock: int) -> float:
+    try:
+        return time.clock_gettime(clock)
+    except OSError:  # its thread has ended
+        return 0.0
 
 
 def _initial_pages(module: bytes) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from foundation.faults import Fault
 from foundation.reasons import Reason
 from policies.model import Answer
 from policies.settings import PolicySettings
-from policies.wasm import WasmEngine
+from policies.wasm import Ticker, WasmEngine
 from tests.support.engines import GRANTS, HASTY, answer, compiled, small, wasm
 from tests.support.workspaces import query
 
@@ -188,3 +189,23 @@ async def test_the_explanation_is_a_document() -> None:
         assert await engine.explain(ALLOWED.to_input()) == {"roles": ["agent"], "text": "r at 1800000000"}
     with wasm(compiled("decision := 1\nexplained if input.x")) as engine:
         assert await engine.explain(ALLOWED.to_input()) == {}
+
+
+def test_what_passes_is_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has none for an evaluation breaks nothing off, though not for ever."""
+    now = [0.0]
+    monkeypatch.setattr("policies.wasm._cpu_of", lambda clock: now[0])
+    ticker = object.__new__(Ticker)
+    ticker._interval, ticker._running, ticker._seen, ticker._stood = 0.01, {}, {}, 0
+    ticker._awake = threading.Event()
+    ticker.begin("who")
+    assert not ticker._has_moved()  # the first look
+    for _ in range(3):
+        now[0] += 0.01
+        assert ticker._has_moved()
+    stood = 0
+    while not ticker._has_moved():
+        stood += 1
+    assert 10 < stood < 100
+    ticker.end("who")
+    assert not ticker._has_moved()
