@@ -21,12 +21,12 @@ from pathlib import Path
 import aiohttp
 from cryptography import x509
 
-from foundation.callers import spiffe_id
 from foundation.client import Remote, refusal
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.identifiers import SpiffeId
 from foundation.identity import Change, Heartbeat, SnapshotNumbers
+from foundation.leaf import spiffe_id
 from foundation.reasons import Reason
 from foundation.tls import KeyPair, peer_certificate
 from foundation.wire.changes import MAX_LINE_BYTES, parse_change

@@ -13,9 +13,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from foundation.callers import issuer_key
 from foundation.faults import Fault
 from foundation.identifiers import SpiffeId
+from foundation.leaf import issuer_key
 from foundation.reasons import Reason
 
 MAX_CERTIFICATE_BYTES = 16 << 10

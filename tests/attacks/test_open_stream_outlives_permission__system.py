@@ -145,7 +145,7 @@ def test_the_end_of_its_certificate_cuts_it(make_system: MakeSystem, make_tpm: M
     with system.running():
         node = _node(system, make_tpm, "ending")
         system.stop()
-        system.set_trust_time_ahead(node.store.identity().issued.not_after - time.time() - 2 * LIFE)
+        system.set_trust_time_ahead(node.store.identity().issued.not_after - time.time() - 3 * LIFE)
         system.start()
         with node.connect() as client, cut(system, "cut_by_deadline", client):
             pass  # time alone does it

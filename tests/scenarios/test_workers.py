@@ -75,6 +75,21 @@ def test_every_worker_carries_its_part_and_counts_are_of_all(pool: System, node:
         assert pool.operate("explain", each, "--json").json["allowed"]
 
 
+def test_a_worker_holds_nothing_of_the_authority(pool: System) -> None:
+    for pid in pool.workers:
+        process = Path(f"/proc/{pid}")
+        held = {os.readlink(each) for each in (process / "fd").iterdir()}
+        own = str(pool.state / "decisions" / "worker-")
+        kept = {path for path in held if path.startswith(str(pool.state)) and not path.startswith(own)}
+        assert kept <= {str(pool.state / name) for name in ("rates", "seats")}, kept
+        mapped = (process / "maps").read_text()
+        assert "sqlalchemy" not in mapped
+        assert "aiohttp" not in mapped
+        told = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+        assert b"passphrase" not in told
+        assert b"PRIVATE KEY" not in told
+
+
 def test_a_revision_is_in_force_in_every_worker_at_once(pool: System, node: Node) -> None:
     revision = pool.publish()
     for _ in range(8):
