@@ -26,6 +26,7 @@ from foundation.storage.settings import StorageSettings
 from foundation.telemetry import TelemetrySettings
 from foundation.wire.enrolment_schema import schema
 from gateway.access.settings import AccessLogSettings
+from gateway.api.access import AccessApi
 from gateway.api.operators import OperatorsApi
 from gateway.api.settings import ApiSettings
 from gateway.api.shadow import ShadowApi
@@ -126,6 +127,7 @@ def openapi() -> str:
     routes = authority_routes(nothing, "fleet.example", verify_bundle=nothing, audit_head=nothing)
     routes += renewal_routes(nothing) + OperatorsApi(*[nothing] * 7).routes()
     routes += UpstreamsApi(nothing, nothing).routes() + ShadowApi(nothing).routes()
+    routes += AccessApi(*[nothing] * 3).routes()
     paths: dict[str, dict[str, Any]] = {}
     for route in routes + enrolment_routes(nothing):
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)

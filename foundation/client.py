@@ -54,7 +54,7 @@ class ApiClient:
         self._target = target
         self._timeout = timeout
 
-    def get(self, path: str, **query: object) -> Any:
+    def get(self, path: str, /, **query: object) -> Any:
         """The JSON that the route answers; what is empty or None is left out of the query."""
         asked = {name: str(value) for name, value in query.items() if value not in (None, "")}
         return self._json(self.send("GET", path + (f"?{urlencode(asked)}" if asked else "")))

@@ -25,6 +25,7 @@ DEFAULT_CONFIG = Path("/var/lib/sallyport/sallyport.toml")
 DEFAULT_SOCKET = "/run/sallyport/sallyport.sock"
 P = ParamSpec("P")
 R = TypeVar("R")
+H = TypeVar("H")
 _OPTIONS: dict[str, tuple[Any, Any]] = {
     "config": (Annotated[Path, typer.Option(help="The settings, which name the socket.")], DEFAULT_CONFIG),
     "socket": (Annotated[Path | None, typer.Option(help="The API's Unix socket.")], None),
@@ -37,12 +38,23 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 
 def connected(command: Callable[Concatenate[ApiClient, P], R]) -> Callable[..., R]:
     """A command that is handed an `ApiClient` first and has the options that lead to it."""
+    return _with_options(command, lambda connect: connect())
+
+
+def connectable(command: Callable[Concatenate[Callable[[], ApiClient], P], R]) -> Callable[..., R]:
+    """As `connected`, for a command that can do without an API: it is handed what makes the client."""
+    return _with_options(command, lambda connect: connect)
+
+
+def _with_options(
+    command: Callable[Concatenate[H, P], R], handed: Callable[[Callable[[], ApiClient]], H]
+) -> Callable[..., R]:
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
 
     @functools.wraps(command)
     def run(*args: Any, **given: Any) -> R:
         chosen = {name: given.pop(name) for name in _OPTIONS}
-        return command(client_of(**chosen), *args, **given)
+        return command(handed(lambda: client_of(**chosen)), *args, **given)
 
     added = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)

@@ -50,6 +50,7 @@ from foundation.storage.settings import StorageSettings
 from foundation.telemetry import Telemetry
 from foundation.tls import KeyPair
 from foundation.trusttime import TrustTime
+from gateway.api.access import AccessApi
 from gateway.api.authorise import PolicyAuthorizer
 from gateway.api.explaining import Explainer
 from gateway.api.operators import OperatorsApi
@@ -217,6 +218,7 @@ class _GatewayParts:
     authorizer: PolicyAuthorizer
     operators: OperatorsApi
     upstreams: UpstreamsApi
+    access: AccessApi
     shelf: RevisionShelf
     watch: Watch
     shadow: ShadowRunner
@@ -429,6 +431,7 @@ class Orchestrator:
                 watch.now,
             ),
             UpstreamsApi(workers.ask, lambda: published_keys(state)),
+            AccessApi(store, settings.policy, base.time),
             shelf,
             watch,
             ShadowRunner(state / SHADOW_FOLDER, lambda: base.policy_key.key, settings.policy, base.audit),
@@ -478,7 +481,7 @@ class Orchestrator:
         settings, certificates = self._settings, source.certificates
         domain = settings.system.trust_domain
         routes = [*source.routes, *gateway.operators.routes(), *gateway.upstreams.routes()]
-        routes += ShadowApi(gateway.shadow).routes()
+        routes += [*gateway.access.routes(), *ShadowApi(gateway.shadow).routes()]
         bearer = BearerVerifier(settings.api.issuers) if settings.api.issuers else None
         directory = source.directory or SnapshotDirectory(gateway.store)
         callers = CertificateCallers(domain, directory, base.time, bearer)

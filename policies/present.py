@@ -23,7 +23,8 @@ def explanation_view(explained: Explanation) -> RenderableType:
     verdict = Text("allowed", "bold green") if explained.allowed else Text("denied", "bold red")
     head = Text.assemble(verdict, f"  {explained.what}  on route {explained.route or '(none)'}")
     codes = ", ".join(reason.code for reason in explained.reasons)
-    about = Text(f"{explained.who} at {instant(explained.at)}, policy revision {explained.revision}: {codes}", "dim")
+    policy = f"policy revision {explained.revision}" if explained.revision else "the draft"  # revisions count from 1
+    about = Text(f"{explained.who} at {instant(explained.at)}, {policy}: {codes}", "dim")
     parts: list[RenderableType] = [head, about, *(Text(f"  • {text}") for text in explained.sentences)]
     if explained.grant:
         parts.append(Text(f"  by grant {explained.grant}"))

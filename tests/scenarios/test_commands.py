@@ -44,6 +44,17 @@ def test_a_certificate_is_shown_in_json_and_as_pem(system: System) -> None:
     assert system.operate("cert", "show", serial, "--pem").out.startswith("-----BEGIN CERTIFICATE-----")
 
 
+def test_who_can_reach_what_is_told_of_what_is_enforced(system: System, node: str) -> None:
+    found = system.operate("access", "who-can-reach", "control-plane", "--json").json
+    assert (found["revision"], found["unasked"]) == (system.revision or 1, 0)
+    assert node not in {each["name"] for each in found["identities"]}  # it never attested
+    assert "by agent-health" not in system.operate("access", "what-can-reach", node).out
+    assert "agent-health" in system.operate("access", "who-can-reach", "control-plane").out  # its role could
+    why = system.operate("access", "why", node, "control-plane", "--path", "/version", "--json").json
+    assert (why["allowed"], why["reasons"]) == (False, ["identity_unknown"])
+    assert "policy alone answers: posture_insufficient" in why["sentences"]
+
+
 def test_commands_on_files_answer_in_json(system: System, make_tpm: MakeTpm) -> None:
     config = ("--config", str(system.config))
     assert system.run("policy", "check", str(system.workspace), "--json").json["ok"]

@@ -1,0 +1,1 @@
+"""Who can reach what, by the compiled policy itself."""
