@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from foundation.reasons import Reason
 from foundation.tls import KeyPair, server_context
 from policies.upstreams import Address, HealthCheck, UpstreamTls
 from tests.support.certificates import SmallAuthority
 from tests.support.gateway import GATEWAY, DataPlane, route
+from tests.support.tls_upstream import serving
 
 STORE = "spiffe://fleet.example/service/store"
 EXPECTED = UpstreamTls(fleet=True, spiffe_id=STORE, client_certificate=True)
-
-
-@asynccontextmanager
-async def serving(context: ssl.SSLContext) -> AsyncIterator[tuple[Address, list[str]]]:
-    """A real server, and the SPIFFE ID that each request's client proved."""
-    proven: list[str] = []
-
-    async def answer(request: web.Request) -> web.Response:
-        certificate = request.get_extra_info("peercert") or {}
-        proven.append(next((value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"), ""))
-        return web.Response()
-
-    app = web.Application()
-    app.router.add_get("/{tail:.*}", answer)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
-    try:
-        yield Address(*runner.addresses[0][:2]), proven
-    finally:
-        await runner.cleanup()
 
 
 def plane_of(folder: Path, address: Address, tls: UpstreamTls, health: HealthCheck | None = None) -> DataPlane:
