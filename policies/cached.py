@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from foundation.decisionlog.masking import Mask
@@ -104,4 +103,5 @@ class CachedEngine:
 
     def _with_input(self, key: bytes | None, query: Query, answer: Answer) -> Answer:
         """`answer` with what the record keeps of the question, encoded once for all who ask it."""
-        return replace(answer, input=FrozenInput(key or b"", self._freeze(query)))
+        asked = FrozenInput(key or b"", self._freeze(query))
+        return Answer(answer.allow, answer.reasons, answer.grant, answer.deadline, answer.obligations, asked)
