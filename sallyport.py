@@ -31,7 +31,7 @@ COMMANDS = {
     "cert": ("pki.cli", "cert", "Certificates: list, show."),
     "ca": ("pki.ca_cli", "", "The issuing CA: renew, by the root's offline key."),
     "access": ("policies.access.cli", "", "Who can reach what, and why: of a draft or of what is enforced."),
-    "policy": ("policies.cli", "", "The policy workspace: check, test, build, publish."),
+    "policy": ("policies.cli", "", "The policy workspace: check, test, build, publish, export."),
     "audit": ("foundation.audit.cli", "", "The audit log: verify, export."),
 }
 

@@ -1,4 +1,4 @@
-"""`sallyport policy`: check, test, build, show, publish; `shadow` is `policies.shadow_cli`'s.
+"""`sallyport policy`: check, test, build, show, publish, export; `shadow` is `policies.shadow_cli`'s.
 
 Exit codes: 0 done; 1 refused, with every fault at file and line on standard error; 2 the command line is wrong.
 """
@@ -22,6 +22,7 @@ from foundation.faults import Fault, problem
 from foundation.files import write_atomic
 from foundation.identity import AttestationClass
 from foundation.reasons import Reason
+from policies.export import PORTS, SEGMENT_LABEL, Format, Gateways, export
 from policies.lifecycle.archive import MAX_ARCHIVE_BYTES
 from policies.lifecycle.checking import TestReport, check, ending_grants, require_tests, run_tests
 from policies.lifecycle.revision import LoadedRevision, build, verify
@@ -48,7 +49,7 @@ app.add_typer(shadow, name="shadow")
 
 @app.callback()
 def policy() -> None:
-    """The policy workspace: check, test, build, publish."""
+    """The policy workspace: check, test, build, publish, export."""
 
 
 @app.command("check")
@@ -141,6 +142,31 @@ def show_revision(
         _show(
             as_json, lambda: _revision_document(revision), lambda: _out.print(revision_view(revision), soft_wrap=True)
         )
+
+
+@app.command("export")
+def export_segments(
+    workspace: Folder = Path("policy"),
+    *,
+    form: Annotated[Format, typer.Option("--format", help="Whose network policy.")],
+    gateway: Annotated[
+        list[str] | None, typer.Option(help="Address or CIDR block of a gateway or the authority; may be repeated.")
+    ] = None,
+    gateway_label: Annotated[
+        list[str] | None, typer.Option(help="key=value that gateways' pods bear; may be repeated.")
+    ] = None,
+    gateway_namespace: Annotated[str, typer.Option(help="The namespace of those pods.")] = "",
+    port: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=65535, help=f"Instead of {', '.join(map(str, PORTS))}; may be repeated."),
+    ] = None,
+    segment_label: Annotated[str, typer.Option(help="The label by which pods name their segment.")] = SEGMENT_LABEL,
+) -> None:
+    """Print the segments as network policy: nothing in, and nothing out but to the gateways and DNS."""
+    with _telling(as_json=False):
+        where = Gateways.parse(gateway or (), gateway_label or (), gateway_namespace, port or PORTS)
+        segments = _read(workspace, production=False).data["workspace"]["segments"]
+        typer.echo(export(segments, where, form, segment_label), nl=False)
 
 
 def _read(folder: Path, production: bool) -> Workspace:
