@@ -223,6 +223,11 @@ class _GatewayParts:
     watch: Watch
     shadow: ShadowRunner
 
+    async def follow(self) -> None:
+        """Follow the feed, once there are workers to tell."""
+        await self.workers.wait_started()
+        await self.follower.run()
+
 
 class _Address(Protocol):
     """Where to listen."""
@@ -254,7 +259,7 @@ class Orchestrator:
             gateway = self._build_gateway(base, source)
             stack.push_async_callback(gateway.shelf.close)
             stack.push_async_callback(gateway.shadow.close)
-            background = [base.time.run, gateway.workers.run, gateway.follower.run, *source.background]
+            background = [base.time.run, gateway.workers.run, gateway.follow, *source.background]
             if gateway.kept is not None:
                 background.append(gateway.kept.run)
             await stack.enter_async_context(_running(*background))

@@ -117,10 +117,14 @@ class Supervisor:
         """Keep the workers, until cancelled; then they are killed."""
         async with asyncio.TaskGroup() as self._group:
             for each in self._left:
-                self._group.create_task(self._adopt(each))
+                await self._adopt(each, self._group)
             self._lineages = self._begin(self._pool)
             self._started.set()
             await self._watch()
+
+    async def wait_started(self) -> None:
+        """Until there is somebody to tell changes to: those of before us hear every one from then on."""
+        await self._started.wait()
 
     async def wait_ready(self) -> None:
         """Until every worker could accept. Raises the `Fault` of one that cannot start."""
@@ -169,12 +173,13 @@ class Supervisor:
             worker.kill()
             return None
 
-    async def _adopt(self, left: HandedWorker) -> None:
-        """A worker of before us, to its end."""
+    async def _adopt(self, left: HandedWorker, group: asyncio.TaskGroup) -> None:
+        """Take a worker of before us on; when this returns, it is told what all are told."""
         try:
             worker = Worker(Lineage(self._pool), left.number, Process(left.pid), self._reported)
         except ProcessLookupError:  # it ended before we were there
             os.close(left.channel)
+            self._numbers.discard(left.number)
             self._pool.ended(left.number)
             await self._pool.closer.mend(worker_folder(self._pool.decisions, left.number))
             return
@@ -182,8 +187,11 @@ class Supervisor:
         worker.acknowledged = left.acknowledged
         self._workers.append(worker)
         await worker.open(socket.socket(fileno=left.channel), left.begun)
+        group.create_task(self._see_out(worker))
+
+    async def _see_out(self, worker: Worker) -> None:
         await self._outlive(worker, worker.process.ended.wait())
-        self._numbers.discard(left.number)
+        self._numbers.discard(worker.number)
 
     def _begin(self, pool: Pool) -> list[Lineage]:
         if self._group is None:

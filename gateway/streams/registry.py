@@ -70,7 +70,6 @@ class Exchange:
         self.upstream: Hashable = None
         self.indexed = False
         self.open = True
-        self.upstream = ""
         self._cut = cut
 
     def permitted(self, permit: Permit, route: Route) -> None:

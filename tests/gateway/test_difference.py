@@ -213,7 +213,8 @@ def part(*routes: Route, compiled: CompiledPolicy | None = None) -> PolicyPart:
     return PolicyPart(1, "", FakeEngine(), RouteTable(routes), compiled or code())
 
 
-def opened(route: Route, upstream: Address = HERE) -> Exchange:
+def opened(route: Route, upstream: Address | None = HERE) -> Exchange:
+    """With no `upstream`, it is led nowhere yet."""
     store, clock = SnapshotStore(), ManualClock()
     store.apply(Heartbeat(clock.now(), SnapshotNumbers(1, 0, 0, 0)))
     store.apply(IdentityChanged(1, record()))
@@ -221,7 +222,8 @@ def opened(route: Route, upstream: Address = HERE) -> Exchange:
     decider = Decider(store, clock, StalenessSettings(), Obligations(clock), DecisionIds(clock))
     exchange = Exchange(Peer(spiffe(), "aa", 0.0, FOREVER, b"", b""), lambda reason: None)
     assert decider.decide_now(exchange.peer, request("GET", "a", "b"), route, exchange) is not None
-    exchange.upstream = Destination(upstream, None)
+    if upstream is not None:
+        exchange.upstream = Destination(upstream, None)
     return exchange
 
 
@@ -249,13 +251,23 @@ API = leading(HERE)
 def test_routes(after: tuple[Route, ...], concerned: bool, reason: Reason | None) -> None:
     exchange = opened(API)
     assert RevisionDifference(part(API), part(*after)).concerns(exchange) is concerned
+    assert decided_again(exchange, after) == reason
+
+
+def test_what_is_led_nowhere_yet_is_not_led_astray() -> None:
+    assert decided_again(opened(API, None), (API,)) is None
+
+
+def decided_again(exchange: Exchange, after: tuple[Route, ...]) -> Reason | None:
+    """Why it is denied under `after`, or None."""
     store, clock = SnapshotStore(), ManualClock()
     store.apply(Heartbeat(clock.now(), SnapshotNumbers(1, 0, 0, 0)))
     store.apply(IdentityChanged(1, record()))
     store.publish_policy(PolicyPart(2, "", FakeEngine(lambda query: ALLOW, cached=True), RouteTable(after)))
     decider = Decider(store, clock, StalenessSettings(), Obligations(clock), DecisionIds(clock))
     decision = decider.again_now(exchange)
-    assert (None if isinstance(decision, Permit) else decision and decision.reasons[0]) == reason
+    assert decision is not None
+    return None if isinstance(decision, Permit) else decision.reasons[0]
 
 
 def test_an_upstream_that_is_gone_is_named() -> None:

@@ -129,6 +129,14 @@ class Client:
         self.connection.close()
 
 
+def _command(pid: str) -> bytes:
+    """The words that started it; nothing when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
 @dataclass
 class System:
     """One installation in `folder`, its control plane at `control_plane`."""
@@ -219,7 +227,7 @@ class System:
         """The process IDs of its workers."""
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return {int(pid) for pid in children if b"gateway.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+        return {int(pid) for pid in children if b"gateway.worker" in _command(pid)}
 
     def set_trust_time_ahead(self, seconds: float) -> float:
         """While it is off: as if it had been off for longer. Gives its trust time, in seconds since the Unix epoch."""
