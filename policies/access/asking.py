@@ -71,6 +71,9 @@ class Policy:
     def routes(self) -> tuple[str, ...]:
         return tuple(sorted(self.rows["routes"]))
 
+    def is_stream(self, route: str) -> bool:
+        return route in self.rows["routes"] and self.rows["routes"][route]["type"] == "stream"
+
 
 class Probe(NamedTuple):
     """One thing that is asked on a route. `method` and `covers` are what it stands for, as a grant has them; an
@@ -82,6 +85,13 @@ class Probe(NamedTuple):
     request: CanonicalRequest
     exception: bool = False
     target: Subject | None = None
+
+
+class Target(NamedTuple):
+    """Nodes that policy cannot tell apart, and one of them."""
+
+    name: str
+    node: Subject
 
 
 class _Asking(NamedTuple):
@@ -123,15 +133,27 @@ class Reach:
     unasked: int
 
 
-def probes_of(policy: Policy, route: str, others: Iterable[Subject] = ()) -> tuple[Probe, ...]:
-    """What is worth asking on `route`. `others` are the nodes that a stream may lead to. Raises `Fault(NOT_FOUND)`."""
+def told_apart(policy: Policy, nodes: Iterable[Subject]) -> tuple[Target, ...]:
+    """One of `nodes` for each kind of target that policy can tell apart. Raises `Fault(POLICY_BOMB)` for too many."""
+    reads = tuple(path for path in policy.reads if path[:1] in {("target",), ()})
+    groups: dict[str, list[Subject]] = {}
+    for node in nodes:
+        asked = query_of(node, Probe("", "", "", _STREAM, target=node), 0).to_input()
+        groups.setdefault(repr(kept_part({"target": asked["target"]}, reads)), []).append(node)
+    if len(groups) > _MAX_TARGETS:
+        raise Fault(Reason.POLICY_BOMB, f"policy tells {len(groups)} targets apart, at most {_MAX_TARGETS} are asked")
+    return tuple(Target(_named(members), members[0]) for members in groups.values())
+
+
+def probes_of(policy: Policy, route: str, targets: Iterable[Target] = ()) -> tuple[Probe, ...]:
+    """What is worth asking on `route`. `targets` are what a stream may lead to. Raises `Fault(NOT_FOUND)`."""
     rows = policy.rows
     if route.startswith(_API):  # decided by its name alone
         return (Probe(route, "GET", "", request_of("GET", ())),)
     if route not in rows["routes"]:
         raise Fault(Reason.NOT_FOUND, f"the policy has no route {route[:64]!r}", field="route")
-    if rows["routes"][route]["type"] == "stream":
-        return tuple(_stream_probes(policy, route, others))
+    if policy.is_stream(route):
+        return tuple(Probe(route, "", name, _STREAM, target=node) for name, node in targets)
     granted = [grant for grants in rows["grants"].get(route, {}).values() for grant in grants]
     denied = rows["denies"].get(route, [])
     ways = [way for row in [*granted, *denied] for way, _ in _ways(row)]
@@ -202,13 +224,13 @@ def who_can_reach(
 
 
 def what_can_reach(
-    policy: Policy, subject: Subject, others: Sequence[Subject], now: int, most: int, tick: Tick
+    policy: Policy, subject: Subject, targets: Sequence[Target], now: int, most: int, tick: Tick
 ) -> tuple[dict[str, Access], tuple[str, ...]]:
     """Route to what `subject` may do on it, and the routes that `most` questions had no room for."""
     found: dict[str, Access] = {}
     unasked: list[str] = []
     for route in policy.routes:
-        probes = probes_of(policy, route, others)
+        probes = probes_of(policy, route, targets)
         if len(probes) > most or not tick(1):
             unasked.append(route)
             continue
@@ -282,19 +304,6 @@ def _ways(row: Mapping[str, Any]) -> Iterator[tuple[list[str], bool]]:
 def _methods(row: Mapping[str, Any], otherwise: Sequence[str]) -> list[str]:
     methods = row.get("methods", otherwise)
     return [method for method in methods if method != "HEAD" or "GET" not in methods]
-
-
-def _stream_probes(policy: Policy, route: str, others: Iterable[Subject]) -> Iterator[Probe]:
-    """One for each kind of target that policy can tell apart."""
-    reads = tuple(path for path in policy.reads if path[:1] in {("target",), ()})
-    groups: dict[str, list[Subject]] = {}
-    for other in others:
-        asked = query_of(other, Probe(route, "", "", _STREAM, target=other), 0).to_input()
-        groups.setdefault(repr(kept_part({"target": asked["target"]}, reads)), []).append(other)
-    if len(groups) > _MAX_TARGETS:
-        raise Fault(Reason.POLICY_BOMB, f"policy tells {len(groups)} targets apart, at most {_MAX_TARGETS} are asked")
-    for members in groups.values():
-        yield Probe(route, "", _named(members), _STREAM, target=members[0])
 
 
 _STREAM = CanonicalRequest("", "create", "", (), (), "", b"")

@@ -88,7 +88,7 @@ def merged(answered: Mapping[_Row, Access]) -> dict[_Row, Access]:
     return rows
 
 
-def targets(policy: Policy) -> tuple[Subject, ...]:
+def nodes(policy: Policy) -> tuple[Subject, ...]:
     """A node of each segment and class of attestation, for streams of a policy without an inventory."""
     segments: list[str] = sorted(policy.rows["segments"]) or [""]
     return tuple(

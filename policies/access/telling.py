@@ -5,7 +5,7 @@ Times are seconds since the Unix epoch; `until` is null where there is no end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from foundation.fields import Fields
@@ -16,10 +16,12 @@ from policies.access.asking import (
     UPGRADE,
     Policy,
     Subject,
+    Target,
     Tick,
     also_read,
     narrowed,
     probes_of,
+    told_apart,
     what_can_reach,
     who_can_reach,
     why,
@@ -34,9 +36,11 @@ MAX_CLASS_QUESTIONS = 50_000
 def who_document(policy: Policy, route: str, subjects: Sequence[Subject], now: int, most: int, tick: Tick) -> Any:
     """Who can reach `route`: classes of identity by what the policy names, and those of `subjects` in `most` questions.
     Raises `Fault(NOT_FOUND)` and what the engine fails with."""
-    imagined = probes_of(policy, route, by_class.targets(policy))
+    imagined = probes_of(policy, route, _targets(policy, (), (route,)))
     found = by_class.classes(policy, route, imagined, now, MAX_CLASS_QUESTIONS, lambda _: tick(0))
-    reach = who_can_reach(policy, subjects, probes_of(policy, route, _targets(policy, subjects)), now, most, tick)
+    reach = who_can_reach(
+        policy, subjects, probes_of(policy, route, _targets(policy, subjects, (route,))), now, most, tick
+    )
     return {
         "route": route,
         "revision": policy.revision,
@@ -51,7 +55,7 @@ def who_document(policy: Policy, route: str, subjects: Sequence[Subject], now: i
 
 def what_document(policy: Policy, subject: Subject, others: Sequence[Subject], now: int, most: int, tick: Tick) -> Any:
     """What `subject` can reach, in `most` questions; `others` are the nodes that streams may lead to."""
-    found, unasked = what_can_reach(policy, subject, _targets(policy, others), now, most, tick)
+    found, unasked = what_can_reach(policy, subject, _targets(policy, others, policy.routes), now, most, tick)
     return {
         **subject_document(subject),
         "revision": policy.revision,
@@ -66,13 +70,17 @@ def why_explanation(
 ) -> Explanation:
     """Why `subject` may or may not use `route`: by this request, or by whatever is granted there. Raises
     `Fault(MESSAGE_MALFORMED | NOT_FOUND)` and what the engine fails with."""
-    probes = probes_of(policy, route, _targets(policy, others))
+    probes = probes_of(policy, route, _targets(policy, others, (route,)))
     return why(policy, subject, narrowed(probes, route, *_request(method, path)), now)
 
 
-def _targets(policy: Policy, subjects: Sequence[Subject]) -> tuple[Subject, ...]:
-    """The nodes that a stream may lead to; where none is known, one of each segment and class of attestation."""
-    return tuple(each for each in subjects if each.record.id.kind is Kind.NODE) or by_class.targets(policy)
+def _targets(policy: Policy, subjects: Sequence[Subject], routes: Iterable[str]) -> tuple[Target, ...]:
+    """What a stream among `routes` may lead to: the nodes that are known; without any, one of each segment and
+    attestation class."""
+    if not any(policy.is_stream(route) for route in routes):
+        return ()
+    nodes = tuple(each for each in subjects if each.record.id.kind is Kind.NODE)
+    return told_apart(policy, nodes or by_class.nodes(policy))
 
 
 def subject_document(subject: Subject) -> dict[str, Any]:

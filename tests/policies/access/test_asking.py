@@ -25,12 +25,14 @@ from policies.access.asking import (
     narrowed,
     probes_of,
     request_of,
+    told_apart,
     what_can_reach,
     who_can_reach,
     why,
 )
-from policies.access.classes import ANY, DIMENSIONS, OTHER, AccessClass, classes, targets
+from policies.access.classes import ANY, DIMENSIONS, OTHER, AccessClass, classes, nodes
 from policies.access.loaded import loaded
+from policies.access.telling import who_document
 from policies.compile import compile_policy
 from policies.lifecycle.workspace import default_policy, load_workspace
 from policies.model import Answer, Permit, Query
@@ -110,7 +112,7 @@ SUBJECTS = st.builds(
     route=st.sampled_from(["files", "shell"]),
 )
 def test_who_can_reach_is_what_each_decision_says(policy: Policy, fleet: list[Subject], route: str) -> None:
-    probes = probes_of(policy, route, fleet)
+    probes = probes_of(policy, route, told_apart(policy, fleet))
     reach = who_can_reach(policy, fleet, probes, NOW, 10_000, silent)
     told = {
         (str(one.record.id), way.grant, method, path)
@@ -132,9 +134,9 @@ def test_who_can_reach_is_what_each_decision_says(policy: Policy, fleet: list[Su
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(one=SUBJECTS)
 def test_what_can_reach_agrees_with_who_can_reach(policy: Policy, one: Subject) -> None:
-    found, unasked = what_can_reach(policy, one, [one], NOW, 10_000, silent)
+    found, unasked = what_can_reach(policy, one, told_apart(policy, [one]), NOW, 10_000, silent)
     for route in policy.routes:
-        reach = who_can_reach(policy, [one], probes_of(policy, route, [one]), NOW, 10_000, silent)
+        reach = who_can_reach(policy, [one], probes_of(policy, route, told_apart(policy, [one])), NOW, 10_000, silent)
         assert [each for _, each in reach.allowed] == ([found[route]] if route in found else [])
     assert unasked == ()
 
@@ -155,7 +157,7 @@ def test_a_class_is_told_where_each_of_it_has_access_and_nowhere_else(
         "site": site,
         "attestation": attestation if is_node else AttestationClass.NONE,
     }
-    probes = probes_of(policy, route, targets(policy))
+    probes = probes_of(policy, route, told_apart(policy, nodes(policy)))
     found = [each.access for each in told_of(policy, route, probes) if holds(each, role, kind, facts)]
     one = access(policy, subject("someone", *([role] if role else []), kind=kind, **facts), probes, NOW)
     assert found == ([one] if one is not None else [])
@@ -202,7 +204,7 @@ def test_a_stream_tells_the_nodes_that_it_leads_to(policy: Policy) -> None:
     lab = [subject(f"l{number}", segment="lab") for number in range(3)]
     weak = subject("weak", segment="lab", attestation=AttestationClass.VIRTUAL)
     caller = subject("n1", "writer")
-    probes = probes_of(policy, "shell", [caller, *lab, weak])
+    probes = probes_of(policy, "shell", told_apart(policy, [caller, *lab, weak]))
     assert len(probes) == 3  # by segment and attestation, not by name: policy cannot tell more apart
     found = access(policy, caller, probes, NOW)
     assert found is not None
@@ -229,7 +231,7 @@ def test_who_is_asked_about_when_it_is_enough_is_told_too(policy: Policy) -> Non
     fleet = [subject(f"n{number}", "reader") for number in range(3)]
     reach = who_can_reach(policy, fleet, probes, NOW, 10_000, enough)
     assert (len(reach.allowed), reach.asked, reach.unasked) == (1, 1, 2)
-    assert what_can_reach(policy, fleet[0], fleet, NOW, 10_000, enough) == ({}, policy.routes)
+    assert what_can_reach(policy, fleet[0], [], NOW, 10_000, enough) == ({}, policy.routes)
     assert classes(policy, "files", probes, NOW, 10**6, enough) is None
 
 
@@ -301,7 +303,7 @@ def test_why_where_nobody_holds_a_grant_asks_for_a_path(policy: Policy) -> None:
 @pytest.mark.parametrize("route", ["shell", "api.tokens.create"])
 def test_what_has_no_path_is_not_asked_by_one(policy: Policy, route: str) -> None:
     with pytest.raises(Fault) as fault:
-        narrowed(probes_of(policy, route, targets(policy)), route, "GET", None)
+        narrowed(probes_of(policy, route, told_apart(policy, nodes(policy))), route, "GET", None)
     assert fault.value.reason is Reason.MESSAGE_MALFORMED
 
 
@@ -322,3 +324,25 @@ denies:
         found = access(made, subject("n1", "reader"), probes_of(made, "files"), NOW)
     assert found is not None
     assert (found.ways[0].paths, found.exceptions) == (("/files/*",), ("GET /files/any",))
+
+
+def test_a_stream_of_a_policy_without_an_inventory_leads_to_each_segment(policy: Policy) -> None:
+    found = who_document(policy, "shell", [], NOW, 10_000, silent_or_none)
+    assert {each["role"] for each in found["classes"]} == {("writer",)}
+    assert {path for each in found["classes"] for way in each["access"]["ways"] for path in way["paths"]} == {
+        "any (segment lab, hardware)"
+    }
+
+
+def test_a_policy_that_tells_all_nodes_apart_still_answers_for_routes_that_are_no_streams() -> None:
+    own = b'package sallyport.custom\n\ndeny contains "no" if input.target.name == "x"\n'
+    fleet = [subject(f"n{number}", "reader") for number in range(100)]
+    with policy_of(**{"rules/own.rego": own}) as made:
+        assert len(who_document(made, "files", fleet, NOW, 10_000, silent_or_none)["identities"]) == 100
+        with pytest.raises(Fault) as fault:
+            who_document(made, "shell", fleet, NOW, 10_000, silent_or_none)
+    assert fault.value.reason is Reason.POLICY_BOMB
+
+
+def silent_or_none(count: int) -> bool:
+    return count in {0, 1}
