@@ -1,5 +1,5 @@
 """`python -m benchmarks.counted FILE serve …`: sallyport whose workers run below cProfile, each from a SIGUSR1 on, so
-that its start is not counted, until a SIGUSR2, which writes the profile to FILE."""
+that its start is not counted, until the next one, which writes the profile to FILE."""
 
 from __future__ import annotations
 

@@ -164,8 +164,10 @@ def _count_calls(fleet: Generator, site: Site, seconds: float, top: int) -> None
         worker = _worker(served)
         os.kill(worker, signal.SIGUSR1)
         outcome = fleet.offer(served.gateway, seconds=seconds, warmup=0)
-        os.kill(worker, signal.SIGUSR2)
-        while not profile.exists():
+        os.kill(worker, signal.SIGUSR1)
+        for _ in range(500):
+            if profile.exists():
+                break
             time.sleep(0.02)
     requests = outcome.requests
     table = Table("calls per request", "us alone", "us with callees", "function")
