@@ -42,7 +42,7 @@ class Revoking:
 
 
 def figures(short: bool) -> Iterator[Figure | Failure]:
-    count, few, others = (5, 2, 4) if short else (100, 10, 9)
+    count, few, others = (5, 2, 4) if short else (100, 5, 9)
     with standing() as stands:
         revoking = Revoking(stands)
         nobody_else = [revoking.cut(EACH) for _ in range(few)]
