@@ -61,7 +61,7 @@ def check(workspace: Workspace, settings: CompileSettings) -> None:
 
 def run_tests(workspace: Workspace, settings: CompileSettings) -> TestReport:
     """Run the workspace's tests, with its data in place. Blocks while OPA runs. Raises `Fault` when they cannot run."""
-    files = {**workspace.rego, **workspace.tests, _DATA: canonical_data(workspace.data)}
+    files = {**workspace.rego, **workspace.idle, **workspace.tests, _DATA: canonical_data(workspace.data)}
     command = ("test", "--format=json", f"--timeout={settings.timeout:g}s", *(f"rego/{path}" for path in files))
     with _workshop(files, settings) as workshop:
         tests = tuple(_test(item) for item in json.loads(workshop.run(*command, accept=(0, TESTS_FAILED))) or ())
@@ -121,7 +121,7 @@ def _test(item: Mapping[str, Any]) -> RegoTest:
 def _coverage(covered: Mapping[str, Any], workspace: Workspace) -> tuple[float, tuple[str, ...]]:
     """Over the policy's own lines; a file that no test touched counts with one line."""
     lines, missed = 0, list[str]()
-    for path in workspace.rego:
+    for path in (*workspace.rego, *workspace.idle):
         report = covered.get(f"rego/{path}", {"not_covered": [{"start": {"row": 1}, "end": {"row": 1}}]})
         without = _rows(report.get("not_covered", ()))
         lines += len(without | _rows(report.get("covered", ())))

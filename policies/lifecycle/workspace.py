@@ -34,18 +34,21 @@ DEFAULT_POLICY = Path(__file__).parent.parent / "rego"
 MAX_FILES = 256
 MAX_FILE_BYTES = 2 << 20
 _SOURCES = ("*.yaml", "rules/*.rego", "policy/*.rego")
+_ON_NAMES = frozenset({"denying_names.rego"})
 _OWN_PACKAGE = re.compile(rb"package sallyport\.custom(\.[a-z_][a-z0-9_]*)*")
 _API_ENTRY = re.compile(r"(\*|[a-z][a-z-]*)(\.(\*|[a-z][a-z-]*))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A workspace without errors. `data` is Rego's `data`; `rego` and `tests` map a path to its text."""
+    """A workspace without errors. `data` is Rego's `data`; `rego` and `tests` map a path to its text, and so does
+    `idle`: rules of the default policy that nothing in `data` can make true, which are tested but not built."""
 
     routes: tuple[Route, ...]
     data: Mapping[str, Any]
     rego: Mapping[str, bytes]
     tests: Mapping[str, bytes]
+    idle: Mapping[str, bytes]
 
 
 class WorkspaceInvalid(Fault):
@@ -73,8 +76,9 @@ def load_workspace(
     if findings.faults:
         raise WorkspaceInvalid(tuple(findings.faults))
     tests = {path: text for path, text in sources.items() if path.endswith("_test.rego")}
-    rego = {path: text for path, text in sources.items() if path not in tests}
-    return Workspace(tuple(routes.routes.values()), _data(routes, grants, segments, api), rego, tests)
+    idle = {path: text for path, text in sources.items() if path in _idle(grants)}
+    rego = {path: text for path, text in sources.items() if path not in tests and path not in idle}
+    return Workspace(tuple(routes.routes.values()), _data(routes, grants, segments, api), rego, tests, idle)
 
 
 def read_workspace(folder: Path, least: AttestationClass = AttestationClass.NONE) -> Workspace:
@@ -163,6 +167,13 @@ def _sources(files: Mapping[str, bytes], default: Mapping[str, bytes], findings:
         if not path.endswith("_test.rego"):
             _check_package(path, text, findings)
     return {**(own or {path: text for path, text in default.items() if path.endswith(".rego")}), **rules}
+
+
+def _idle(grants: Grants) -> frozenset[str]:
+    """The rules that read what no row of the data asks about. What policy does not read is in no decision's key:
+    without the one on names, identities that are alike share their decisions."""
+    named = any("names" in row for rows in grants.denied.values() for row in rows)
+    return frozenset() if named else _ON_NAMES
 
 
 def _check_package(path: str, text: bytes, findings: Findings) -> None:

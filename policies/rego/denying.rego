@@ -40,6 +40,5 @@ segment(deny) if not deny.segments
 
 segment(deny) if input.identity.segment in deny.segments
 
+# What a deny that does name identities asks is in denying_names.rego.
 name(deny) if not deny.names
-
-name(deny) if input.identity.name in deny.names

@@ -62,7 +62,7 @@ def test_a_misspelt_fact_is_an_error_with_its_line() -> None:
 def test_data_that_the_rules_do_not_expect_is_refused() -> None:
     rows = {**starter().data["workspace"], "segments": {"edge": "lab"}}
     with pytest.raises(Fault) as caught:
-        check(Workspace((), {"workspace": rows}, starter().rego, {}), SETTINGS)
+        check(Workspace((), {"workspace": rows}, starter().rego, {}, {}), SETTINGS)
     assert (caught.value.reason, caught.value.field) == (Reason.POLICY_DATA_INVALID, "data.workspace.segments.edge")
 
 

@@ -51,7 +51,7 @@ def test_who_can_reach(fleet: Path) -> None:
     (one,) = found["classes"]
     assert (one["kind"], one["role"], one["tier"]) == ("node", ["edge-agent"], ["1", "2"])
     assert (one["segment"], one["site"]) == (["edge"], ["any"])
-    assert (one["attestation"], found["also_reads"]) == (["hardware", "virtual"], ["identity.name", "staleness"])
+    assert (one["attestation"], found["also_reads"]) == (["hardware", "virtual"], ["staleness"])
 
 
 def test_who_can_reach_on_a_terminal(fleet: Path) -> None:
