@@ -37,6 +37,7 @@ from foundation.telemetry import Telemetry
 from foundation.tls import KeyPair
 from foundation.trusttime import TrustTime
 from gateway.channel import Channel
+from gateway.collecting import collect_seldom
 from gateway.configuration import parse_configuration
 from gateway.control import (
     LAST_WORD,
@@ -118,7 +119,7 @@ class Worker:
             stack.push_async_callback(self._duties.close)
             channel.send(Configured())
             async with asyncio.TaskGroup() as group:
-                chores = [group.create_task(plane.registry.run())]
+                chores = [group.create_task(plane.registry.run()), group.create_task(collect_seldom(time))]
                 if plane.access is not None:
                     chores.append(group.create_task(plane.access.run()))
                 await self._over.wait()
