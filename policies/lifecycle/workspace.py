@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ DEFAULT_POLICY = Path(__file__).parent.parent / "rego"
 MAX_FILES = 256
 MAX_FILE_BYTES = 2 << 20
 _SOURCES = ("*.yaml", "rules/*.rego", "policy/*.rego")
-_ON_NAMES = frozenset({"denying_names.rego"})
+# Files of the default policy, and the field of a grant or deny without which their rules are never true.
+_ASKED_FOR = {"denying_names.rego": "names", "matching_sites.rego": "sites"}
 _OWN_PACKAGE = re.compile(rb"package sallyport\.custom(\.[a-z_][a-z0-9_]*)*")
 _API_ENTRY = re.compile(r"(\*|[a-z][a-z-]*)(\.(\*|[a-z][a-z-]*))?", re.ASCII)
 
@@ -171,9 +173,10 @@ def _sources(files: Mapping[str, bytes], default: Mapping[str, bytes], findings:
 
 def _idle(grants: Grants) -> frozenset[str]:
     """The rules that read what no row of the data asks about. What policy does not read is in no decision's key:
-    without the one on names, identities that are alike share their decisions."""
-    named = any("names" in row for rows in grants.denied.values() for row in rows)
-    return frozenset() if named else _ON_NAMES
+    without those on names and sites, identities that are alike share their decisions."""
+    granted = (row for roles in grants.granted.values() for rows in roles.values() for row in rows)
+    named = {field for row in (*granted, *chain(*grants.denied.values())) for field in row}
+    return frozenset(path for path, field in _ASKED_FOR.items() if field not in named)
 
 
 def _check_package(path: str, text: bytes, findings: Findings) -> None:

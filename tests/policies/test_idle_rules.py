@@ -15,7 +15,7 @@ from policies.wasm import WasmEngine
 from tests.support.policy import MINIMAL, engine_of, starter, workspace
 from tests.support.workspaces import query
 
-NAME = ("identity", "name")
+NAME, SITE = ("identity", "name"), ("identity", "site")
 GRANTS = MINIMAL["grants.yaml"].decode()
 BY_NAME = "denies:\n  - {id: d, why: stolen, route: %s, names: [n7]}\n"
 
@@ -32,6 +32,27 @@ def reads(found: Workspace) -> tuple[tuple[str, ...], ...]:
 def test_a_name_is_read_by_policies_that_deny_by_name_alone() -> None:
     assert NAME not in reads(workspace())
     assert NAME in reads(denying())
+
+
+def placed(sites: str = "[oslo]") -> Workspace:
+    return workspace(grants=GRANTS.replace("expires:", f"sites: {sites}, expires:"))
+
+
+def test_a_site_is_read_by_policies_that_name_sites_alone() -> None:
+    assert SITE not in reads(workspace())
+    assert SITE in reads(placed())
+    route = workspace().routes[0].name
+    deny = f"denies:\n  - {{id: d, why: closed, route: {route}, sites: [oslo]}}\n"
+    assert SITE in reads(workspace(grants=GRANTS + deny))
+
+
+@pytest.mark.parametrize(("site", "allowed"), [("oslo", True), ("bergen", False)])
+def test_a_grant_for_a_site_allows_there_alone(site: str, allowed: bool) -> None:
+    engine = engine_of(placed())
+    try:
+        assert engine.decide_now(query(route="r", roles=("agent",), site=site)).allow is allowed
+    finally:
+        engine.stop()
 
 
 def ask(engine: WasmEngine, name: str) -> Answer:
