@@ -31,6 +31,7 @@ from policies.settings import CompileSettings
 
 COMMAND = "python -m benchmarks.run cut_revision"
 GOAL_MS = 2_000.0
+ENFORCED_SECONDS = 30.0
 ROUTES_OPEN, EACH = 101, 100
 
 
@@ -72,6 +73,14 @@ class Publishing:
     def publish(self, archive: bytes) -> None:
         """Hand it to the authority; when this returns it is committed."""
         self.stands.site.operator.send("POST", "/v1/policy/revisions", archive, "application/octet-stream")
+
+    def wait_enforced(self) -> None:
+        """Until every worker decides by the newest revision. Raises `RuntimeError` when that takes too long."""
+        until = time.monotonic() + ENFORCED_SECONDS
+        while self.stands.site.metric("sallyport_policy_revision") < self.number:
+            if time.monotonic() > until:
+                raise RuntimeError(f"revision {self.number} is not enforced after {ENFORCED_SECONDS:.0f} s")
+            time.sleep(0.05)
 
     def cut(self, routes: Sequence[int]) -> Cut:
         """One revision that takes these routes' grants away, and with them their streams."""
@@ -117,6 +126,7 @@ def _everything(publishing: Publishing, routes: Sequence[int], count: int) -> Fi
         tell("revision that cuts all", number, count, cuts[-1])
         if number < count:
             publishing.publish(publishing.without())
+            publishing.wait_enforced()
             for route in routes:
                 publishing.open(route)
     answered = [each.answered for each in cuts]

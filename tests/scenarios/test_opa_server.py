@@ -45,7 +45,7 @@ def test_an_opa_server_decides_alike_and_without_it_nothing_is_allowed(
         node = other.add_node("opa-peer", make_tpm("served"))
         node.enrol()
         assert _answers(node) == _answers(embedded)
-        unknown = other.add_node("opa-unknown", make_tpm("unknown"))  # whom no answer in a cache is about
+        unknown = other.add_node("opa-unknown", make_tpm("unknown"), tier="1")  # like whom nobody asked
         unknown.enrol()
         with unknown.connect() as client:
             _denies_while_it_is_gone(client, opa)
