@@ -50,6 +50,18 @@ def write_secret(path: Path, data: bytes, *, replace: bool = True) -> None:
     sync_folder(path.parent)
 
 
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """The content of a file that somebody names, `max_bytes` at most. Raises `Fault(FILE_UNREADABLE)`."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except OSError as error:
+        raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
+    if len(content) > max_bytes:
+        raise Fault(Reason.FILE_UNREADABLE, f"larger than {max_bytes} bytes", field=str(path))
+    return content
+
+
 def read_secret(path: Path, *, max_bytes: int = MAX_SECRET_BYTES) -> bytes:
     """The content of a secret's file. Raises `Fault(FILE_MODE_UNSAFE)` when group or others may touch it, and
     `Fault(FILE_UNREADABLE)` when it is missing, no plain file, or larger than `max_bytes`."""

@@ -19,7 +19,7 @@ from foundation.client import ApiClient
 from foundation.clock import SystemClock
 from foundation.connect import connected
 from foundation.faults import Fault, problem
-from foundation.files import write_atomic
+from foundation.files import read_bounded, write_atomic
 from foundation.identity import AttestationClass
 from foundation.reasons import Reason
 from policies.export import PORTS, SEGMENT_LABEL, Format, Gateways, export
@@ -122,7 +122,7 @@ def publish_revision(
 ) -> None:
     """Hand a signed revision to the authority: every gateway verifies it and enforces it."""
     with _telling(as_json):
-        published = client.send("POST", "/v1/policy/revisions", _bounded(archive, MAX_ARCHIVE_BYTES), _OCTETS)
+        published = client.send("POST", "/v1/policy/revisions", read_bounded(archive, MAX_ARCHIVE_BYTES), _OCTETS)
         if as_json:
             _print_json(json.loads(published))
             return
@@ -138,7 +138,9 @@ def show_revision(
 ) -> None:
     """Verify an archive and say what is in it."""
     with _telling(as_json):
-        revision = verify(_bounded(archive, MAX_ARCHIVE_BYTES), parse_verifying_key(_bounded(key, 8192)), floor=0)
+        revision = verify(
+            read_bounded(archive, MAX_ARCHIVE_BYTES), parse_verifying_key(read_bounded(key, 8192)), floor=0
+        )
         _show(
             as_json, lambda: _revision_document(revision), lambda: _out.print(revision_view(revision), soft_wrap=True)
         )
@@ -197,17 +199,6 @@ def _revision_document(revision: LoadedRevision) -> dict[str, Any]:
         "routes": [route.name for route in revision.routes],
         "reads": [".".join(path) for path in revision.compiled.reads],
     }
-
-
-def _bounded(path: Path, most: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(most + 1)
-    except OSError as error:
-        raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
-    if len(content) > most:
-        raise Fault(Reason.FILE_UNREADABLE, f"larger than {most} bytes", field=str(path))
-    return content
 
 
 def _write(path: Path, content: bytes) -> None:

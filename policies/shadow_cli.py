@@ -17,8 +17,7 @@ from rich.text import Text
 
 from foundation.client import ApiClient
 from foundation.connect import connected
-from foundation.faults import Fault
-from foundation.reasons import Reason
+from foundation.files import read_bounded
 from policies.lifecycle.archive import MAX_ARCHIVE_BYTES
 
 shadow = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -42,7 +41,10 @@ def start(
     as_json: AsJson = False,
 ) -> None:
     """Hand a signed revision to this gateway, to be asked what is asked of the one in force."""
-    _show(json.loads(client.send("POST", _PATH, _read(archive), "application/octet-stream")), as_json)
+    _show(
+        json.loads(client.send("POST", _PATH, read_bounded(archive, MAX_ARCHIVE_BYTES), "application/octet-stream")),
+        as_json,
+    )
 
 
 @shadow.command("status")
@@ -103,14 +105,3 @@ def _show(found: Mapping[str, Any], as_json: bool) -> None:
         typer.echo(json.dumps(found, indent=2))
     else:
         _out.print(shadow_view(found), soft_wrap=True)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_ARCHIVE_BYTES + 1)
-    except OSError as error:
-        raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
-    if len(content) > MAX_ARCHIVE_BYTES:
-        raise Fault(Reason.FILE_UNREADABLE, f"larger than {MAX_ARCHIVE_BYTES} bytes", field=str(path))
-    return content

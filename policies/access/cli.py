@@ -19,10 +19,9 @@ from rich.progress import Progress
 from foundation.client import ApiClient, path_of
 from foundation.clock import SystemClock
 from foundation.connect import connectable
-from foundation.faults import Fault
+from foundation.files import read_bounded
 from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import AttestationClass, IdentityRecord, Posture, State, Verdict
-from foundation.reasons import Reason
 from policies.access import identities as from_file
 from policies.access.asking import Policy, Subject, Tick
 from policies.access.loaded import loaded
@@ -157,16 +156,7 @@ def _identity_path(kind: Kind, identity: str) -> str:
 
 
 def _read(path: Path | None) -> tuple[Subject, ...]:
-    if path is None:
-        return ()
-    try:
-        with path.open("rb") as file:
-            content = file.read(from_file.MAX_BYTES + 1)
-    except OSError as error:
-        raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
-    if len(content) > from_file.MAX_BYTES:
-        raise Fault(Reason.FILE_UNREADABLE, f"larger than {from_file.MAX_BYTES} bytes", field=str(path))
-    return from_file.read_identities(content)
+    return () if path is None else from_file.read_identities(read_bounded(path, from_file.MAX_BYTES))
 
 
 def _subject(

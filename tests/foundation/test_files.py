@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from foundation.faults import Fault
-from foundation.files import make_private_folder, read_secret, write_atomic, write_secret
+from foundation.files import make_private_folder, read_bounded, read_secret, write_atomic, write_secret
 from foundation.reasons import Reason
 
 
@@ -86,3 +86,13 @@ def test_a_private_folder(tmp_path: Path) -> None:
     with pytest.raises(Fault) as caught:
         make_private_folder(tmp_path / "a" / "b")
     assert caught.value.reason is Reason.FILE_MODE_UNSAFE
+
+
+def test_a_file_is_read_up_to_its_bound(tmp_path: Path) -> None:
+    path = tmp_path / "given"
+    path.write_bytes(b"1234")
+    assert read_bounded(path, 4) == b"1234"
+    for bad, most in ((path, 3), (tmp_path / "missing", 4), (tmp_path, 4)):
+        with pytest.raises(Fault) as caught:
+            read_bounded(bad, most)
+        assert (caught.value.reason, caught.value.field) == (Reason.FILE_UNREADABLE, str(bad))
