@@ -114,8 +114,9 @@ class Worker:
                 KeyPair(Path(order.certificate), Path(order.key)), Path(order.root), settings.http2.protocols
             )
             certificates.load()
-            plane = await _open_plane(stack, settings, order, certificates, time, channel)
-            self._duties = Duties(settings, plane, certificates, time, channel, self._listening)
+            mask = Mask.open(settings.system.state / MASK_KEY)
+            plane = await _open_plane(stack, settings, order, certificates, time, channel, mask)
+            self._duties = Duties(settings, plane, certificates, time, channel, self._listening, mask)
             stack.push_async_callback(self._duties.close)
             channel.send(Configured())
             async with asyncio.TaskGroup() as group:
@@ -166,11 +167,12 @@ async def _open_plane(
     certificates: Certificates,
     time: TrustTime,
     channel: Channel,
+    mask: Mask,
 ) -> Plane:
     telemetry = Telemetry(settings.telemetry)
     stack.callback(telemetry.close)
     metrics = GatewayMetrics(telemetry.registry)
-    own, mask = _own_log(settings.decisions, order), Mask.open(settings.system.state / MASK_KEY)
+    own = _own_log(settings.decisions, order)
     log = await DecisionLog.open(own, time, _Reported(channel), metrics.dropped, mask)
     stack.push_async_callback(log.close)
     plane = build_plane(settings, certificates, time, log, telemetry, metrics, order.number)
@@ -213,6 +215,7 @@ class Duties:
         time: TrustTime,
         channel: Channel,
         listening: list[socket.socket],
+        mask: Mask,
     ) -> None:
         self.settings = settings
         self._plane = plane
@@ -220,7 +223,7 @@ class Duties:
         self._time = time
         self._channel = channel
         self._listening = listening
-        self._mask = Mask.open(settings.system.state / MASK_KEY)
+        self._mask = mask
         self._sequence = 0
         self._done = 0
         self._severing = False
