@@ -307,6 +307,11 @@ class Reason(Enum):
         503, "the server cannot be reached, or did not answer", "check address, port and network; run it again"
     )
     NOT_ENROLLED = _Text(500, "this node is not enrolled", "run `sallyport node enrol`")
+    SERVICE_NOT_OFFERED = _Text(
+        403,
+        "the target node does not offer this service on this route",
+        "name the service in the node's settings, and the route's service in routes.yaml",
+    )
     TLS_KEY_UNUSABLE = _Text(500, "the key in the TPM cannot be used for TLS here", "see `sallyport doctor`")
 
     INTERNAL = _Text(500, "something went wrong on our side", "report it with the id in the response")

@@ -98,6 +98,8 @@ def _row(item: Fields, route: Route, segments: frozenset[str], least: Attestatio
         "kinds": list(_some_of(item, "kinds", tuple(Kind))),
         "attestation": _attestation(item, least),
     }
+    if route.service:
+        row["service"] = route.service  # what the target node compares (agent/offer.py)
     if item.has("tiers"):
         row["tiers"] = read_tiers(item)
     if item.has("segments"):
