@@ -100,8 +100,8 @@ def _reaching(segments: Mapping[str, Any], own: str) -> frozenset[str]:
     return frozenset(name for name, reached in segments.items() if own in _reached(reached))
 
 
-def _reached(value: Any) -> Collection[str]:
-    return value.get("reaches", ()) if isinstance(value, Mapping) else value
+def _reached(value: Any) -> frozenset[str]:
+    return frozenset(value.get("reaches", ()) if isinstance(value, Mapping) else value)
 
 
 def _callers(row: Mapping[str, Any], reaching: frozenset[str]) -> frozenset[str]:
