@@ -57,6 +57,7 @@ from gateway.api.operators import OperatorsApi
 from gateway.api.settings import ApiSettings
 from gateway.api.shadow import ShadowApi
 from gateway.api.upstreams import UpstreamsApi
+from gateway.broker.siblings import SiblingTable
 from gateway.configuration import Configuration, Role, SystemSettings, read_configuration
 from gateway.control import Configure
 from gateway.directory import SnapshotDirectory
@@ -69,7 +70,7 @@ from gateway.identity import Certificates, Renewal
 from gateway.keep import KeptFacts, read_facts
 from gateway.live import Watch
 from gateway.metrics import ProcessMetrics
-from gateway.plane import MASK_KEY, SEATS, SHADOW_FOLDER, PlaneSettings
+from gateway.plane import MASK_KEY, SEATS, SHADOW_FOLDER, SIBLINGS, PlaneSettings
 from gateway.proxy.assertion import published_keys
 from gateway.proxy.seats import Seats
 from gateway.records import recording
@@ -188,6 +189,12 @@ class _Base:
     metrics: ProcessMetrics
     policy_key: PinnedKey
     seats: Seats
+    siblings: SiblingTable
+
+    def worker_ended(self, number: int) -> None:
+        """What it held in the tables that workers share, it holds no more."""
+        self.seats.clear(number)
+        self.siblings.clear(number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,9 +351,11 @@ class Orchestrator:
         await segments.mend_workers()
         policy_key = PinnedKey(settings.policy_key_file)
         seats = Seats.shared(settings.system.state / SEATS, 0)
+        siblings = SiblingTable.shared(settings.system.state / SIBLINGS, 0)
         if self._left is None:
             seats.reset()
-        return _Base(telemetry, time, audit, mask, decisions, segments, metrics, policy_key, seats)
+            siblings.reset()
+        return _Base(telemetry, time, audit, mask, decisions, segments, metrics, policy_key, seats, siblings)
 
     async def _open_source(self, stack: AsyncExitStack, base: _Base) -> _Source:
         settings = self._settings.authority
@@ -463,7 +472,7 @@ class Orchestrator:
                 root=str(source.certificates.root),
             )
 
-        return Pool(count, configure, listening, base.segments, plane, base.seats.clear)
+        return Pool(count, configure, listening, base.segments, plane, base.worker_ended)
 
     # --- listening ----------------------------------------------------------------------------------
 

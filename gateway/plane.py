@@ -40,6 +40,7 @@ from policies.settings import PolicySettings
 # In the state folder:
 MASK_KEY = "decision-mask.key"
 SEATS = "seats"  # how many connections identities have, at all workers
+SIBLINGS = "siblings"  # which worker holds which node's tunnel
 RATES = "rates"  # what identities have used up of their rates, for all workers
 SHADOW_FOLDER = "shadow"
 
