@@ -25,9 +25,9 @@ from foundation.clock import SystemClock
 from policies.compile import compile_policy, policy_digest
 from policies.engine import CompiledPolicy
 from policies.lifecycle.revision import assemble
-from policies.lifecycle.signing import SigningKey, load_signing_key
 from policies.lifecycle.workspace import Workspace, read_workspace
 from policies.settings import CompileSettings
+from policies.signing import SigningKey, load_signing_key
 
 COMMAND = "python -m benchmarks.run cut_revision"
 GOAL_MS = 2_000.0

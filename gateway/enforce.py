@@ -27,10 +27,10 @@ from gateway.proxy.route import RouteTable
 from gateway.snapshot import PolicyPart
 from policies.engine import PolicyEngine
 from policies.lifecycle.revision import LoadedRevision, verify
-from policies.lifecycle.signing import VerifyingKey, parse_verifying_key
 from policies.loading import load_engine
 from policies.model import FOREVER
 from policies.settings import PolicySettings
+from policies.signing import VerifyingKey, parse_verifying_key
 
 CLOCK_SECONDS = 5.0
 _MAX_FLOOR_BYTES = 1024

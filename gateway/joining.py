@@ -20,7 +20,7 @@ from foundation.ports import AuditEvent
 from foundation.reasons import Reason
 from gateway.configuration import SystemSettings
 from gateway.identity import agent
-from policies.lifecycle.signing import parse_verifying_key
+from policies.signing import parse_verifying_key
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,9 +94,9 @@ from pki.enrol.service import EnrolmentService
 from pki.enrol.settings import EnrolmentSettings
 from pki.settings import AuthoritySettings
 from policies.lifecycle.revision import build
-from policies.lifecycle.signing import load_signing_key
 from policies.lifecycle.workspace import read_workspace
 from policies.settings import PolicySettings
+from policies.signing import load_signing_key
 
 CHORES_EVERY = 600.0
 MAX_NAMED = 32  # settings that an event of the audit log names

@@ -21,12 +21,12 @@ from foundation.faults import Fault
 from foundation.files import SECRET_MODE, make_private_folder, write_atomic
 from foundation.identity import PolicyPublished
 from gateway.snapshot import PolicyPart
+from policies.archive import MAX_ARCHIVE_BYTES
 from policies.engine import PolicyEngine
-from policies.lifecycle.archive import MAX_ARCHIVE_BYTES
 from policies.lifecycle.revision import verify
-from policies.lifecycle.signing import VerifyingKey
 from policies.loading import load_engine
 from policies.settings import CacheSettings, PolicySettings
+from policies.signing import VerifyingKey
 
 KEPT = 32
 LOADED = 2

@@ -52,7 +52,7 @@ from gateway.processes import Process
 from gateway.scrape import Told
 from gateway.snapshot import SnapshotStore
 from gateway.supervised import Lineage, Pool, Worker
-from policies.lifecycle.signing import VerifyingKey, public_pem
+from policies.signing import VerifyingKey, public_pem
 
 TICK_SECONDS = 0.05
 BEAT_SECONDS = 1.0

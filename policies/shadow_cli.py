@@ -18,7 +18,7 @@ from rich.text import Text
 from foundation.client import ApiClient
 from foundation.connect import connected
 from foundation.files import read_bounded
-from policies.lifecycle.archive import MAX_ARCHIVE_BYTES
+from policies.archive import MAX_ARCHIVE_BYTES
 
 shadow = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 _out = Console(highlight=False)

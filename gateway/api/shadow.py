@@ -6,7 +6,7 @@ import asyncio
 
 from foundation.api import Answer, ApiRoute, Call
 from gateway.shadow.runner import ShadowRunner
-from policies.lifecycle.archive import MAX_ARCHIVE_BYTES
+from policies.archive import MAX_ARCHIVE_BYTES
 
 _PATH = "/v1/policy/shadow"
 _OCTETS = "application/octet-stream"

@@ -22,10 +22,10 @@ from foundation.files import SECRET_MODE, write_atomic
 from gateway.shadow.tap import SOCKET, listen
 from policies.engine import DECISION_ENTRYPOINT
 from policies.lifecycle.revision import verify
-from policies.lifecycle.signing import parse_verifying_key
 from policies.model import Answer, parse_answer
 from policies.settings import PolicySettings
 from policies.shadow import MAX_SAMPLE_BYTES, Sample, Tally, Verdict, parse_sample, verdict_of
+from policies.signing import parse_verifying_key
 from policies.wasm import WasmEngine
 
 CANDIDATE, TALLY, DIFFERENCES = "candidate.bundle", "tally.json", "differences.jsonl"

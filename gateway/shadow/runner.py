@@ -22,8 +22,8 @@ from foundation.ports import AuditEvent, AuditLog
 from foundation.reasons import Reason
 from gateway.shadow.evaluator import CANDIDATE, DIFFERENCES, READY, TALLY
 from policies.lifecycle.revision import LoadedRevision, verify
-from policies.lifecycle.signing import VerifyingKey, public_pem
 from policies.settings import PolicySettings
+from policies.signing import VerifyingKey, public_pem
 
 _ABOUT = "candidate.json"
 _START_SECONDS = 60.0

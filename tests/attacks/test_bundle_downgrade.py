@@ -16,10 +16,11 @@ from foundation.faults import Fault
 from foundation.identity import PolicyPublished
 from foundation.reasons import Reason
 from gateway.enforce import Enforcer
-from policies.lifecycle.archive import pack, unpack
-from policies.lifecycle.revision import MANIFEST, build, verify
-from policies.lifecycle.signing import new_signing_key
+from policies.archive import pack, unpack
+from policies.lifecycle.revision import build, verify
 from policies.settings import CompileSettings, PolicySettings
+from policies.signed import MANIFEST
+from policies.signing import new_signing_key
 from tests.support.policy import MINIMAL, workspace
 
 KEY = new_signing_key()

@@ -6,11 +6,11 @@ import gzip
 from functools import partial
 
 from foundation.faults import Fault
-from policies.lifecycle.archive import pack, unpack
+from policies.archive import pack, unpack
 from policies.lifecycle.revision import verify
-from policies.lifecycle.signing import new_signing_key
 from policies.lifecycle.strict_yaml import parse_yaml
 from policies.lifecycle.workspace import default_policy, load_workspace
+from policies.signing import new_signing_key
 from tests.support.policy import MINIMAL, STARTER
 
 _DEFAULT = default_policy()

@@ -12,8 +12,8 @@ from foundation.identity import PolicyPublished
 from foundation.reasons import Reason
 from gateway.enforce import Enforcer, Floor, read_floor, try_out
 from policies.lifecycle.revision import build
-from policies.lifecycle.signing import SigningKey, new_signing_key
 from policies.settings import CompileSettings, PolicySettings
+from policies.signing import SigningKey, new_signing_key
 from tests.support.policy import workspace
 
 KEY = new_signing_key()

@@ -19,8 +19,8 @@ from gateway.enforce import Enforcer
 from gateway.shelf import RevisionShelf
 from gateway.snapshot import SnapshotStore
 from policies.lifecycle.revision import build
-from policies.lifecycle.signing import new_signing_key
 from policies.settings import CompileSettings, PolicySettings
+from policies.signing import new_signing_key
 from tests.support.policy import workspace
 from tests.support.workspaces import query
 

@@ -17,10 +17,10 @@ from foundation.reasons import Reason
 from gateway.shadow.runner import ShadowRunner
 from gateway.shadow.tap import ShadowTap, connect, listen
 from policies.lifecycle.revision import build
-from policies.lifecycle.signing import new_signing_key
 from policies.model import FOREVER, Answer, Decision, FrozenInput, judge
 from policies.settings import CompileSettings, PolicySettings
 from policies.shadow import parse_sample
+from policies.signing import new_signing_key
 from tests.fakes.audit import MemoryAuditLog
 from tests.support.policy import workspace
 from tests.support.workspaces import query

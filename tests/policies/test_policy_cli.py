@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from foundation.faults import Fault, problem
 from foundation.reasons import Reason
 from policies.cli import app
-from policies.lifecycle.signing import new_signing_key, public_pem, store_signing_key
+from policies.signing import new_signing_key, public_pem, store_signing_key
 from tests.support.policy import STARTER
 
 

@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
-from policies.lifecycle.archive import MAX_CONTENT_BYTES, pack, unpack
-from policies.lifecycle.revision import MANIFEST, SIGNATURE, Revision, build, verify
-from policies.lifecycle.signing import (
+from policies.archive import MAX_CONTENT_BYTES, pack, unpack
+from policies.lifecycle.revision import Revision, build, verify
+from policies.settings import CompileSettings, PolicySettings
+from policies.signed import MANIFEST, SIGNATURE
+from policies.signing import (
     MANIFEST_PURPOSE,
     SigningKey,
     check_signature,
@@ -34,7 +36,6 @@ from policies.lifecycle.signing import (
     sign,
     store_signing_key,
 )
-from policies.settings import CompileSettings, PolicySettings
 from policies.wasm import WasmEngine
 from tests.support.policy import starter, workspace
 from tests.support.workspaces import query

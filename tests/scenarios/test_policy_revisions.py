@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from policies.lifecycle.archive import pack, unpack
-from policies.lifecycle.revision import MANIFEST, SIGNATURE, Revision
-from policies.lifecycle.signing import MANIFEST_PURPOSE, sign
+from policies.archive import pack, unpack
+from policies.lifecycle.revision import Revision
+from policies.signed import MANIFEST, SIGNATURE
+from policies.signing import MANIFEST_PURPOSE, sign
 from tests.support.system import System
 
 

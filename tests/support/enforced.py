@@ -12,10 +12,10 @@ from gateway.api.authorise import PolicyAuthorizer
 from gateway.proxy.route import RouteTable
 from gateway.snapshot import PolicyPart, SnapshotStore
 from policies.lifecycle.revision import Revision, build, verify
-from policies.lifecycle.signing import load_signing_key, parse_verifying_key
 from policies.lifecycle.workspace import read_workspace
 from policies.loading import load_engine
 from policies.settings import PolicySettings
+from policies.signing import load_signing_key, parse_verifying_key
 from tests.support.installation import Installation
 
 STARTER = Path(__file__).parents[2] / "policies" / "starter"

@@ -27,9 +27,10 @@ from deploy.demo.tpm_maker import TpmMaker
 from foundation.client import ApiClient
 from foundation.files import write_secret
 from foundation.tls import KeyPair, client_context
-from policies.lifecycle.archive import unpack
-from policies.lifecycle.revision import MANIFEST, SIGNATURE, Revision
-from policies.lifecycle.signing import SigningKey, load_signing_key
+from policies.archive import unpack
+from policies.lifecycle.revision import Revision
+from policies.signed import MANIFEST, SIGNATURE
+from policies.signing import SigningKey, load_signing_key
 from tests.support.commands import CommandServer, Done
 from tests.support.processes import PATIENCE, Running, answers, listens, wait_until
 
