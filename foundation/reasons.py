@@ -139,6 +139,20 @@ class Reason(Enum):
     )
     CUT_BY_DEADLINE = _Text(403, "trust in the stream's identity ended", "renew before the deadline")
 
+    # --- The broker: streams between nodes ---------------------------------------------------------------
+    TUNNEL_MALFORMED = _Text(400, "the tunnel's frames do not follow the protocol", "see docs/protocol.md")
+    TUNNEL_LOST = _Text(503, "the tunnel that carried the stream is gone", "open the stream again")
+    STREAM_LIMIT = _Text(429, "too many streams are open over this tunnel", "close some first")
+    TARGET_ABSENT = _Text(503, "no gateway holds a tunnel of the target", "check that its agent runs")
+    SERVICE_NOT_OFFERED = _Text(
+        403, "the target does not offer this service to this caller", "compare its settings with the revision it has"
+    )
+    SERVICE_UNREACHABLE = _Text(502, "the target's service does not answer", "check the service on the target")
+    REVISION_BELOW_FLOOR = _Text(
+        409, "the gateway decided by a revision older than the target has had", "wait until the gateway has followed"
+    )
+    RELAY_REFUSED = _Text(503, "the gateway that holds the target's tunnel did not take the stream", "try again")
+
     # --- TLS and API callers -----------------------------------------------------------------------------
     CLIENT_CERTIFICATE_REQUIRED = _Text(
         401, "a client certificate is required", "present a certificate of this authority"

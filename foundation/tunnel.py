@@ -1,0 +1,387 @@
+"""One end of a tunnel at work: streams that can be written, read and ended over one connection.
+
+Laws held here:
+- nothing is written to a connection that does not take it: what waits, waits in its stream, and streams that wait are
+  served in turn, `QUANTUM` bytes each, so that none starves another;
+- what a stream holds is bounded by the credit that its reader gives back only for what was passed on;
+- when the connection is gone, every stream of it is over, and each user is told once.
+
+The protocol is `foundation.wire.tunnel`'s. Whoever has the connection (a node's agent, a gateway's listener, a relay)
+calls `made`, `received`, `blocked`, `unblocked` and `lost`, as asyncio calls a protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+from foundation.clock import Clock
+from foundation.faults import Fault
+from foundation.reasons import Reason
+from foundation.wire.streams import reason_of
+from foundation.wire.tunnel import (
+    MAX_DATA,
+    STREAMS,
+    CreditReceived,
+    DatagramReceived,
+    DataReceived,
+    Draining,
+    Event,
+    HelloReceived,
+    Pinged,
+    Ponged,
+    StreamAccepted,
+    StreamEnded,
+    StreamRefused,
+    StreamRequested,
+    StreamReset,
+    TunnelState,
+    datagram_cost,
+)
+
+QUANTUM = 32 << 10
+WRITE_HIGH_WATER = 256 << 10
+WRITE_LOW_WATER = 64 << 10
+
+
+class StreamUser(Protocol):
+    """Who uses one stream. After `refused` and `over` nothing more is told."""
+
+    def accepted(self, document: bytes) -> None:
+        """The other side took the stream that was asked for."""
+
+    def refused(self, document: bytes) -> None:
+        """The other side did not."""
+
+    def received(self, data: bytes) -> None:
+        """A piece came. Say `Stream.consumed` once it is passed on."""
+
+    def datagram_received(self, data: bytes) -> None:
+        """A datagram came. Its room is given back already: whoever cannot take it drops it."""
+
+    def sent(self, size: int) -> None:
+        """So many of the bytes that were written have left this side."""
+
+    def ended(self) -> None:
+        """The other side sends no more."""
+
+    def over(self, reason: Reason) -> None:
+        """It was reset, or its tunnel is gone."""
+
+
+class TunnelUser(Protocol):
+    """Who has one tunnel."""
+
+    def greeted(self, document: bytes) -> None:
+        """The other side's HELLO. A `Fault` of the user ends the tunnel."""
+
+    def requested(self, stream: Stream, document: bytes) -> None:
+        """The other side wants a stream: `accept` or `refuse` it, now or later; set `stream.user` until then, if you
+        want to know that it is over. A `Fault` of the user ends the tunnel."""
+
+    def draining(self) -> None:
+        """The other side takes no new streams any more."""
+
+
+class Stream:
+    """One stream of one tunnel. `backlog` is how many written bytes have not left yet."""
+
+    __slots__ = ("_ending", "_queue", "_tunnel", "_waits", "backlog", "number", "user")
+
+    def __init__(self, tunnel: Tunnel, number: int, user: StreamUser) -> None:
+        self._tunnel = tunnel
+        self._queue: deque[bytes] = deque()
+        self._waits = False  # in the tunnel's row of those that can send
+        self._ending = False
+        self.number = number
+        self.user = user
+        self.backlog = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self._tunnel.state.is_open(self.number)
+
+    def accept(self, user: StreamUser, document: bytes) -> None:
+        """Take the stream that the other side asked for."""
+        self.user = user
+        self._tunnel.send(self._tunnel.state.accept(self.number, document))
+
+    def refuse(self, document: bytes) -> None:
+        """Turn it away."""
+        self._tunnel.send(self._tunnel.state.refuse(self.number, document))
+        self._tunnel.forget(self)
+
+    def write(self, data: bytes) -> None:
+        """Send `data`, now or when there is room; the user is told by `sent`, perhaps before this returns. Behind the
+        end of the stream it is dropped."""
+        if not self.is_open:
+            return
+        if self._queue or self._tunnel.is_blocked or self._tunnel.state.credit(self.number) < len(data):
+            self._queue.append(data)
+            self.backlog += len(data)
+            self._tunnel.wait(self)
+        else:
+            self._tunnel.send_data(self.number, data)
+            self.user.sent(len(data))
+
+    def send_datagram(self, data: bytes) -> bool:
+        """Send one datagram; whether there was room."""
+        if self._tunnel.is_blocked:
+            return False
+        frame = self._tunnel.state.datagram(self.number, data)
+        self._tunnel.send(frame)
+        return bool(frame)
+
+    def consumed(self, size: int) -> None:
+        """So much of what came was passed on."""
+        self._tunnel.send(self._tunnel.state.consumed(self.number, size))
+
+    def end(self) -> None:
+        """Send no more, once all that was written has left."""
+        if self._queue:
+            self._ending = True
+            return
+        self._tunnel.send(self._tunnel.state.end(self.number))
+        self._tunnel.forget_if_over(self)
+
+    def reset(self, reason: Reason) -> None:
+        """End it both ways, now. The user is not told."""
+        self._tunnel.send(self._tunnel.state.reset(self.number, reason))
+        self._queue.clear()
+        self._tunnel.forget(self)
+
+    def pump(self, most: int) -> bool:
+        """Send at most `most` bytes of what waits; whether more could follow at once."""
+        left = min(most, self._tunnel.state.credit(self.number))
+        gone = 0
+        while self._queue and left:
+            piece = self._queue[0]
+            if len(piece) <= left:
+                self._queue.popleft()
+            else:
+                self._queue[0] = piece[left:]
+                piece = piece[:left]
+            self._tunnel.send_data(self.number, piece)
+            left -= len(piece)
+            gone += len(piece)
+        self.backlog -= gone
+        more = bool(self._queue) and self._tunnel.state.credit(self.number) > 0
+        if gone:
+            self.user.sent(gone)
+        if self._ending and not self._queue:
+            self._ending = False
+            self.end()
+        return more
+
+    @property
+    def waits(self) -> bool:
+        """Whether it stands in the row of those that can send."""
+        return self._waits
+
+    @waits.setter
+    def waits(self, value: bool) -> None:
+        self._waits = value
+
+
+class Tunnel:
+    """One end. `heard_at` is when the other side was last heard (monotonic seconds)."""
+
+    def __init__(self, user: TunnelUser, clock: Clock, *, dials: bool, most_streams: int = STREAMS) -> None:
+        self.state = TunnelState(dials=dials, most_streams=most_streams)
+        self.is_blocked = False
+        self.heard_at = clock.monotonic()
+        self._user = user
+        self._clock = clock
+        self._transport: asyncio.Transport | None = None
+        self._streams: dict[int, Stream] = {}
+        self._waiting: deque[Stream] = deque()
+        self._out: list[bytes] = []
+        self._loop = asyncio.get_running_loop()
+        self._lost = False
+
+    # --- what the connection's owner calls ---------------------------------------------------------------
+
+    def made(self, transport: asyncio.Transport) -> None:
+        """The connection stands."""
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_HIGH_WATER, low=WRITE_LOW_WATER)
+
+    def received(self, data: bytes) -> None:
+        """Take what came. Raises `Fault(TUNNEL_MALFORMED)`, or the user's: then the connection has to be aborted."""
+        self.heard_at = self._clock.monotonic()
+        for event in self.state.receive(data):
+            if self._lost:
+                return
+            self._take(event)
+
+    def blocked(self) -> None:
+        """The connection takes no more for now."""
+        self.is_blocked = True
+
+    def unblocked(self) -> None:
+        """It does again."""
+        self.is_blocked = False
+        self._serve()
+
+    def lost(self, reason: Reason = Reason.TUNNEL_LOST) -> None:
+        """The connection is gone, and with it every stream."""
+        self._lost = True
+        self._transport = None
+        streams, self._streams = self._streams, {}
+        self._waiting.clear()
+        self._out.clear()
+        for stream in streams.values():
+            stream.user.over(reason)
+
+    # --- streams ------------------------------------------------------------------------------------------
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        return tuple(self._streams.values())
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that wait here."""
+        out = sum(map(len, self._out)) + sum(stream.backlog for stream in self._streams.values())
+        return out + (self._transport.get_write_buffer_size() if self._transport is not None else 0)
+
+    def open(self, user: StreamUser, document: bytes) -> Stream:
+        """Ask the other side for a stream. Raises `Fault(STREAM_LIMIT | TUNNEL_LOST)`."""
+        if self._lost:
+            raise Fault(Reason.TUNNEL_LOST)
+        number, frame = self.state.open(document)
+        stream = self._streams[number] = Stream(self, number, user)
+        self.send(frame)
+        return stream
+
+    def forget(self, stream: Stream) -> None:
+        self._streams.pop(stream.number, None)
+
+    def forget_if_over(self, stream: Stream) -> None:
+        if not stream.is_open:
+            self.forget(stream)
+
+    def wait(self, stream: Stream) -> None:
+        """`stream` has something to send: in its turn, when the connection takes it and it has credit."""
+        if not stream.waits and self.state.credit(stream.number):
+            stream.waits = True
+            self._waiting.append(stream)
+            if not self.is_blocked and len(self._waiting) == 1:
+                self._loop.call_soon(self._serve)
+
+    def _serve(self) -> None:
+        """Let those that wait send in turn, until the connection takes no more."""
+        while self._waiting and not self.is_blocked:
+            stream = self._waiting.popleft()
+            stream.waits = False
+            if stream.is_open and stream.pump(QUANTUM):
+                stream.waits = True
+                self._waiting.append(stream)
+            if self._waiting:
+                self._flush()  # tells whether more is taken
+
+    # --- bytes ----------------------------------------------------------------------------------------------
+
+    def hello(self, document: bytes) -> None:
+        self.send(self.state.hello(document))
+
+    def ping(self) -> None:
+        """Ask for a sign of life."""
+        self.send(self.state.ping(0))
+
+    def drain(self) -> None:
+        """Take no new streams any more."""
+        self.send(self.state.drain())
+
+    def send(self, frame: bytes) -> None:
+        """Frames go out together at the end of the event loop's turn."""
+        if not frame or self._lost:
+            return
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(frame)
+
+    def send_data(self, stream: int, data: bytes) -> None:
+        """All of `data`, for which there is credit."""
+        if len(data) <= MAX_DATA:
+            self.send(self.state.data(stream, len(data)))
+            self.send(data)
+            return
+        for at in range(0, len(data), MAX_DATA):
+            piece = data[at : at + MAX_DATA]
+            self.send(self.state.data(stream, len(piece)))
+            self.send(piece)
+
+    def _flush(self) -> None:
+        out = self._out
+        if out and self._transport is not None:
+            self._out = []
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    # --- events ---------------------------------------------------------------------------------------------
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case DataReceived(number, data):
+                stream = self._streams.get(number)
+                if stream is not None:
+                    stream.user.received(data)
+            case CreditReceived(number):
+                stream = self._streams.get(number)
+                if stream is not None and stream.backlog:
+                    self.wait(stream)
+            case HelloReceived(document):
+                self._user.greeted(document)
+            case StreamRequested(number, document):
+                stream = self._streams[number] = Stream(self, number, _NOBODY)
+                self._user.requested(stream, document)
+            case Pinged(number):
+                self.send(self.state.pong(number))
+            case Ponged():
+                pass
+            case Draining():
+                self._user.draining()
+            case _:
+                self._take_of_stream(event)
+
+    def _take_of_stream(self, event: Event) -> None:
+        stream = self._streams.get(event.stream)  # type: ignore[union-attr]  # those without one are dealt with
+        if stream is None:
+            return
+        match event:
+            case StreamAccepted(_, document):
+                stream.user.accepted(document)
+            case StreamRefused(_, document):
+                self.forget(stream)
+                stream.user.refused(document)
+            case DatagramReceived(_, data):
+                stream.consumed(datagram_cost(len(data)))
+                stream.user.datagram_received(data)
+            case StreamEnded():
+                self.forget_if_over(stream)
+                stream.user.ended()
+            case StreamReset(_, code):
+                self.forget(stream)
+                stream.user.over(reason_of(code))
+
+
+class _Nobody:
+    """Uses a stream that nobody has accepted yet."""
+
+    def accepted(self, document: bytes) -> None: ...
+
+    def refused(self, document: bytes) -> None: ...
+
+    def received(self, data: bytes) -> None: ...
+
+    def datagram_received(self, data: bytes) -> None: ...
+
+    def sent(self, size: int) -> None: ...
+
+    def ended(self) -> None: ...
+
+    def over(self, reason: Reason) -> None: ...
+
+
+_NOBODY = _Nobody()
