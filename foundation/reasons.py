@@ -144,9 +144,6 @@ class Reason(Enum):
     TUNNEL_LOST = _Text(503, "the tunnel that carried the stream is gone", "open the stream again")
     STREAM_LIMIT = _Text(429, "too many streams are open over this tunnel", "close some first")
     TARGET_ABSENT = _Text(503, "no gateway holds a tunnel of the target", "check that its agent runs")
-    SERVICE_NOT_OFFERED = _Text(
-        403, "the target does not offer this service to this caller", "compare its settings with the revision it has"
-    )
     SERVICE_UNREACHABLE = _Text(502, "the target's service does not answer", "check the service on the target")
     REVISION_BELOW_FLOOR = _Text(
         409, "the gateway decided by a revision older than the target has had", "wait until the gateway has followed"
