@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import time
 
+MAX_STATUS = 256
+_DIGITS = re.compile(r"\d{1,18}", re.ASCII)
 _LOG = logging.getLogger(__name__)
 
 
@@ -23,6 +26,25 @@ def reloading() -> None:
 def stopping() -> None:
     """The end begins."""
     _tell("STOPPING=1")
+
+
+def alive() -> None:
+    """We are well: the watchdog's time begins anew."""
+    _tell("WATCHDOG=1")
+
+
+def status(text: str) -> None:
+    """What `systemctl status` shows of us: one line."""
+    _tell("STATUS=" + " ".join(text.split())[:MAX_STATUS])
+
+
+def watchdog_seconds() -> float | None:
+    """Within how many seconds the service manager wants to hear `alive`, over and over (sd_watchdog_enabled(3)); None
+    where it does not watch this process."""
+    microseconds, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    if not _DIGITS.fullmatch(microseconds) or int(microseconds) == 0 or pid not in ("", str(os.getpid())):
+        return None
+    return int(microseconds) / 1e6
 
 
 def _tell(state: str) -> None:
