@@ -33,7 +33,6 @@ from gateway.api.shadow import ShadowApi
 from gateway.api.upstreams import UpstreamsApi
 from gateway.configuration import SystemSettings
 from gateway.feed import UpstreamAuthoritySettings
-from gateway.fleet.staleness import StalenessSettings
 from gateway.health import HealthSettings
 from gateway.plane import ProcessSettings
 from gateway.proxy.http2_budget import Http2Settings
@@ -47,6 +46,7 @@ from pki.enrol.settings import EnrolmentSettings
 from pki.settings import AuthoritySettings
 from policies.lifecycle.upstreams_schema import schema as upstreams_section
 from policies.settings import PolicySettings
+from policies.staleness import StalenessSettings
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 _BY = "by `make generate`."

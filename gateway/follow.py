@@ -5,7 +5,7 @@ Laws held here:
   load leaves the revision before in force, and the refusal is on the audit log;
 - the floor is on disk before the revision is enforced, so that a restart cannot take an older one;
 - a revision that did not load because its policy server was away is enforced once that is back;
-- a broken feed ages the facts (`gateway.fleet.staleness`); it never removes them, and it never adds one;
+- a broken feed ages the facts (`policies.staleness`); it never removes them, and it never adds one;
 - what was kept from before a restart goes through the same hands as what the authority sends.
 """
 

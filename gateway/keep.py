@@ -1,7 +1,7 @@
 """What a gateway knows, on disk: it comes up again while its authority cannot be reached.
 
 The file is the feed as it was heard, line by line (`foundation.wire.changes`), and is read as the feed is read. Its
-last heartbeat says how old the facts are: what that age forbids is `gateway.fleet.staleness`'s to say, and a revision
+last heartbeat says how old the facts are: what that age forbids is `policies.staleness`'s to say, and a revision
 is verified and held against the floor as if the authority had just sent it.
 
 Laws held here:

@@ -15,10 +15,10 @@ from foundation.clock import Clock
 from foundation.fields import Fields
 from foundation.reasons import Reason
 from gateway.answers import SECONDS
-from gateway.fleet.staleness import StalenessSettings, staleness
 from gateway.merging import Collector
 from gateway.scrape import Told
 from gateway.snapshot import SnapshotStore
+from policies.staleness import StalenessSettings, staleness
 
 _PERMITTING = frozenset({Reason.GRANTED.code, Reason.BREAK_GLASS.code})
 _MAX = 1 << 53

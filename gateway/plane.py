@@ -14,7 +14,6 @@ from foundation.telemetry import Telemetry, TelemetrySettings
 from gateway.access.log import AccessLog
 from gateway.access.settings import AccessLogSettings
 from gateway.configuration import Configuration, Role, SystemSettings
-from gateway.fleet.staleness import StalenessSettings
 from gateway.identity import Certificates
 from gateway.metrics import GatewayMetrics
 from gateway.proxy.assertion import AssertionKey, Assertions
@@ -36,6 +35,7 @@ from gateway.streams.timing import CutTimes, StreamSettings
 from gateway.upstreams.telling import PoolMetrics
 from gateway.upstreams.trust import UpstreamTrust
 from policies.settings import PolicySettings
+from policies.staleness import StalenessSettings
 
 # In the state folder:
 MASK_KEY = "decision-mask.key"

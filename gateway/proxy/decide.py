@@ -27,7 +27,6 @@ from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.identity import AttestationClass
 from foundation.reasons import Reason
-from gateway.fleet.staleness import StalenessSettings, staleness
 from gateway.proxy import grounds
 from gateway.proxy.identify import Peer
 from gateway.proxy.oblige import Obligations
@@ -37,6 +36,7 @@ from gateway.streams.registry import Exchange
 from policies.engine import PolicyEngine
 from policies.model import FOREVER, CanonicalRequest, Decision, Denial, Query, judge
 from policies.routes import Route
+from policies.staleness import StalenessSettings, staleness
 
 MAX_TRIES = 3
 NO_FACTS: Mapping[str, Any] = MappingProxyType({})

@@ -23,7 +23,6 @@ from foundation.identity import (
     SnapshotNumbers,
     Verdict,
 )
-from gateway.fleet.staleness import StalenessSettings
 from gateway.proxy.decide import Decider
 from gateway.proxy.identify import Peer
 from gateway.proxy.route import RouteTable
@@ -36,6 +35,7 @@ from policies.engine import CompiledPolicy
 from policies.model import Decision, Denial, Permit
 from policies.routes import Route, RouteType
 from policies.settings import CacheSettings, CompileSettings
+from policies.staleness import StalenessSettings
 from policies.wasm import WasmEngine
 from tests.fakes.clock import ManualClock
 from tests.support import randompolicies

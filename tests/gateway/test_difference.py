@@ -26,7 +26,6 @@ from foundation.identity import (
 )
 from foundation.reasons import Reason
 from gateway.difference import RevisionDifference
-from gateway.fleet.staleness import StalenessSettings
 from gateway.proxy.decide import Decider
 from gateway.proxy.identify import Peer
 from gateway.proxy.oblige import Obligations
@@ -39,6 +38,7 @@ from policies.lifecycle.workspace import Workspace
 from policies.model import FOREVER, CanonicalRequest, Decision, Permit
 from policies.routes import Route, RouteType
 from policies.settings import CompileSettings, PolicySettings
+from policies.staleness import StalenessSettings
 from policies.upstreams import Address, Destination, Pool
 from policies.wasm import WasmEngine
 from tests.fakes.clock import ManualClock

@@ -12,13 +12,13 @@ from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.identity import Heartbeat, IdentityChanged, SnapshotNumbers
 from foundation.reasons import Reason
-from gateway.fleet.staleness import StalenessSettings
 from gateway.live import BEYOND, Live, RouteCounts, Watch, counted
 from gateway.metrics import GatewayMetrics
 from gateway.scrape import Told
 from gateway.snapshot import SnapshotStore
 from gateway.streams.timing import CutTimes, StreamSettings
 from gateway.top import top_view
+from policies.staleness import StalenessSettings
 from tests.fakes.clock import ManualClock
 from tests.fakes.trust import record
 from tests.gateway.streams.test_registry import Bench, permit

@@ -20,7 +20,6 @@ from foundation.identity import Heartbeat, IdentityChanged, PostureChanged, Snap
 from foundation.ports import DecisionEntry
 from foundation.reasons import Reason
 from foundation.tls import HTTP_1_1, HTTP_2, KeyPair, client_context, server_context
-from gateway.fleet.staleness import StalenessSettings
 from gateway.proxy.assertion import AssertionKey, Assertions
 from gateway.proxy.decide import Decider
 from gateway.proxy.http2_budget import Flood, Http2Settings
@@ -34,6 +33,7 @@ from gateway.snapshot import PolicyPart, SnapshotStore
 from gateway.streams.registry import Cut, Registry
 from gateway.upstreams.trust import UpstreamTrust
 from policies.routes import Priority, Route, RouteType
+from policies.staleness import StalenessSettings
 from policies.upstreams import Address, Pool
 from tests.fakes.clock import ManualClock
 from tests.fakes.trust import HARDWARE, TRUST_DOMAIN, FakeEngine, record, spiffe

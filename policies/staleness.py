@@ -1,14 +1,15 @@
-"""What happens when the region is cut off: age of the gateway's facts → class → behaviour by route class.
+"""What happens when the region is cut off: age of the facts → class → behaviour by route class.
 
-The authority's heartbeat says that the facts are whole. Without it they age:
+The authority says that the facts are whole: to a gateway by each heartbeat, to a node by each bundle. Without that
+they age:
 
-| age of the last heartbeat | class   | critical route | standard route | tolerant route |
+| age of the last such word | class   | critical route | standard route | tolerant route |
 |---------------------------|---------|----------------|----------------|----------------|
 | under `stale_after`       | fresh   | policy decides | policy decides | policy decides |
 | under `expired_after`     | stale   | denied         | policy decides | policy decides |
 | over it                   | expired | denied         | denied         | policy decides |
 
-The default policy holds this table (`policies/rego`); the gateway gives it the class, never the age, so that a
+The default policy holds this table (`policies/rego`); who decides gives it the class, never the age, so that a
 decision may be cached. Certificates and attestations end trust by themselves, whatever the route's class.
 """
 
@@ -22,7 +23,7 @@ from policies.model import FOREVER, Staleness
 
 @dataclass(frozen=True, slots=True)
 class StalenessSettings:
-    """Section `[gateway.staleness]`, seconds."""
+    """Section `[gateway.staleness]`, seconds; a node has them from its authority, with the bundle."""
 
     stale_after: float = 30.0
     expired_after: float = 3600.0

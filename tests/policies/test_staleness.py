@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.reasons import Reason
-from gateway.fleet.staleness import StalenessSettings, staleness
 from policies.model import FOREVER, Staleness
+from policies.staleness import StalenessSettings, staleness
 
 SETTINGS = StalenessSettings(stale_after=30, expired_after=3600)
 ORDER = [Staleness.FRESH, Staleness.STALE, Staleness.EXPIRED]

@@ -1,1 +1,0 @@
-"""Regions, tiers, health, and what age does to trust."""
