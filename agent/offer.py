@@ -25,11 +25,11 @@ _STREAM = "stream"
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A stream that a gateway announces: who calls (`source`, of `segment`), on which route, for which service, and by
+    """A stream that a gateway announces: who calls (`source`, of `segments`), on which route, for which service, and by
     which policy revision the gateway decided."""
 
     source: SpiffeId
-    segment: str
+    segments: tuple[str, ...]
     route: str
     service: str
     revision: int
@@ -88,7 +88,7 @@ class Offer:
             return Reason.IDENTITY_UNKNOWN
         if opening.source.kind.value not in offered.kinds:
             return Reason.KIND_NOT_ALLOWED
-        return None if opening.segment in offered.segments else Reason.SEGMENT_FORBIDDEN
+        return None if offered.segments.intersection(opening.segments) else Reason.SEGMENT_FORBIDDEN
 
 
 NOTHING = Offer("", MappingProxyType({}), frozenset(), 0)

@@ -143,11 +143,11 @@ class Reason(Enum):
     TUNNEL_MALFORMED = _Text(400, "the tunnel's frames do not follow the protocol", "see docs/protocol.md")
     TUNNEL_LOST = _Text(503, "the tunnel that carried the stream is gone", "open the stream again")
     STREAM_LIMIT = _Text(429, "too many streams are open over this tunnel", "close some first")
+    TARGET_UNTRUSTED = _Text(
+        403, "the target itself may not be trusted now", "see `sallyport explain` for what stands against the target"
+    )
     TARGET_ABSENT = _Text(503, "no gateway holds a tunnel of the target", "check that its agent runs")
     SERVICE_UNREACHABLE = _Text(502, "the target's service does not answer", "check the service on the target")
-    REVISION_BELOW_FLOOR = _Text(
-        409, "the gateway decided by a revision older than the target has had", "wait until the gateway has followed"
-    )
     RELAY_REFUSED = _Text(503, "the gateway that holds the target's tunnel did not take the stream", "try again")
 
     # --- TLS and API callers -----------------------------------------------------------------------------

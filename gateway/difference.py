@@ -42,7 +42,7 @@ class RevisionDifference:
         if permit is None or self._policy is None or exchange.upstream in self.upstreams:
             return True
         try:
-            name = self._table.match(permit.query.request).name
+            name = self._table.route_of(permit.query).name
         except Fault:
             return True
         return name != permit.query.route or name not in self._unchanged or self._policy.concerns(permit.query)
@@ -53,8 +53,9 @@ class RevisionDifference:
             {each for route in old.values() for each in route.destinations}
             - {each for route in new.values() for each in route.destinations}
         )
-        by_name = {route.name: route for route in new.values()}
-        self._unchanged = frozenset(route.name for route in old.values() if by_name.get(route.name) == route)
+        by_name = {route.name: route for route in new.values()} | after.routes.streams
+        before_by_name = {route.name: route for route in old.values()} | before.routes.streams
+        self._unchanged = frozenset(name for name, route in before_by_name.items() if by_name.get(name) == route)
         if before.compiled is None or after.compiled is None:
             return
         self._policy = PolicyDifference(before.compiled, after.compiled)
@@ -62,4 +63,4 @@ class RevisionDifference:
             place: route.name for place, route in new.items()
         }
         if same_ways and self._policy.routes is not None:
-            self.routes = self._policy.routes | (by_name.keys() - self._unchanged)
+            self.routes = self._policy.routes | ((before_by_name.keys() | by_name.keys()) - self._unchanged)

@@ -28,6 +28,7 @@ _FACTS = {
 }
 # Facts of a refusal, and the sentence about them. The first one's presence decides.
 _GROUNDS = (
+    (("target", "target_reason"), "the target {0} may not be reached: {1}"),
     (("certificate_ended", "serial"), "certificate {1} ended at {0}"),
     (("certificate_begins", "serial"), "certificate {1} begins at {0}"),
     (("attestation_ended",), "the last attestation ended at {0}"),

@@ -47,6 +47,10 @@ class CanonicalRequest:
     target: bytes
 
 
+STREAM = CanonicalRequest("", "create", "", (), (), "", b"")
+"""What is asked on a `stream` route: to open it. It has no method and no path."""
+
+
 class Query(NamedTuple):
     """One question. `target` is the node that offers the service of a `stream` route, with its posture."""
 

@@ -59,6 +59,7 @@ class Route:
     timeout: float = 0.0
     retry_503: bool = False
     service: str = ""  # of a stream route: the service's name on the target node
+    protocol: str = ""  # of a stream route: `tcp` or `udp`
     priority: Priority = Priority.NORMAL
 
     @property

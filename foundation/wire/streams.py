@@ -21,6 +21,7 @@ VERSION = 1
 PROTOCOLS = ("tcp", "udp")
 MAX_CERTIFICATE_BYTES = 8 << 10
 MAX_SERVICES = 128
+MAX_SEGMENTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class StreamCall:
     over which route, by which revision and decision."""
 
     source: SpiffeId
-    segment: str
+    segments: tuple[str, ...]
     route: str
     service: str
     protocol: str
@@ -94,7 +95,7 @@ class StreamCall:
         return _dump(
             {
                 "source": str(self.source),
-                "segment": self.segment,
+                "segments": list(self.segments),
                 "route": self.route,
                 "service": self.service,
                 "protocol": self.protocol,
@@ -109,7 +110,7 @@ class StreamCall:
         fields = _fields(raw, "call")
         call = cls(
             source=SpiffeId.parse(fields.text("source", max_length=2048)),
-            segment=fields.text("segment", max_length=63),
+            segments=fields.texts("segments", most=MAX_SEGMENTS),
             route=_name(fields, "route"),
             service=_name(fields, "service"),
             protocol=fields.one_of("protocol", PROTOCOLS),

@@ -10,6 +10,8 @@ Steps, in this order; the first refusal stands:
  7. nothing that touches this exchange changed since it registered; otherwise again, three times at most
  8. obligations that keep state (rates) are met
 
+Of a brokered stream, steps 2 to 5 are taken for its target too, and policy sees both.
+
 What runs already is asked about again when something that touches it changed, and at its deadline, by steps 1 to 6.
 Then the present revision must also lead the request where it went: over the same route, to the same upstream.
 
@@ -25,7 +27,7 @@ from typing import Any, Protocol
 
 from foundation.clock import Clock
 from foundation.faults import Fault
-from foundation.identity import AttestationClass
+from foundation.identity import AttestationClass, Posture
 from foundation.reasons import Reason
 from gateway.proxy import grounds
 from gateway.proxy.identify import Peer
@@ -81,7 +83,7 @@ class Decider:
         """The decision when it needs no waiting: a refusal by fixed rule, or policy's answer from the cache. None when
         the engine must be asked. Between call and return nothing else runs, so there is nothing to re-check."""
         snapshot = self._store.current
-        question = self._question(snapshot, peer, request, route)
+        question = self._question(snapshot, exchange, peer, request, route)
         if isinstance(question, Denial):
             return question
         engine, query, deadline = question
@@ -93,7 +95,7 @@ class Decider:
 
     async def decide(self, peer: Peer, request: CanonicalRequest, route: Route, exchange: Exchange) -> Decision:
         """The decision on `request`, whose `exchange` is registered. Raises nothing but cancellation."""
-        settled = await self._settle(exchange, self._question, peer, request, route)
+        settled = await self._settle(exchange, self._question, exchange, peer, request, route)
         return self._conclude(settled, route, exchange)
 
     def refuse(self, reason: Reason, facts: Mapping[str, Any] = NO_FACTS) -> Denial:
@@ -134,8 +136,8 @@ class Decider:
             return self.refuse(Reason.INTERNAL)
         request = permit.query.request
         until = self._store.renewals.until(exchange.peer, snapshot.revoked_serials)
-        question = self._question(snapshot, exchange.peer, request, route, until)
-        astray = None if isinstance(question, Denial) else _astray(snapshot, exchange, request, route)
+        question = self._question(snapshot, exchange, exchange.peer, request, route, until)
+        astray = None if isinstance(question, Denial) else _astray(snapshot, exchange, permit.query, route)
         if isinstance(question, Denial) or astray is None:
             return question
         return Denial(self._decision_id(), question[1], (astray,), snapshot.numbers)
@@ -155,15 +157,19 @@ class Decider:
         return self.refuse(Reason.DECISION_UNSTABLE)
 
     def _question(
-        self, snapshot: Snapshot, peer: Peer, request: CanonicalRequest, route: Route, certified_until: float = 0.0
+        self,
+        snapshot: Snapshot,
+        exchange: Exchange,
+        peer: Peer,
+        request: CanonicalRequest,
+        route: Route,
+        certified_until: float = 0.0,
     ) -> Question | Denial:
         """`certified_until` is given where that is not the end of the peer's own certificate."""
         now, not_after = self._clock.now(), certified_until or peer.not_after
         standing = self._standing(snapshot, peer)
         record, posture, _ = standing
-        attested_until = FOREVER
-        if posture.attestation is not AttestationClass.NONE:
-            attested_until = self._store.attested_until(peer.id)
+        attested_until = self._attested_until(peer, posture)
         age, next_age = staleness(self._store.heartbeat_at, now, self._staleness)
         query = None if record is None else Query(int(now), record, posture, route.name, request, age)
         refusal = refusal_by_fixed_rule(snapshot, standing, peer.not_before, not_after, attested_until, now)
@@ -171,8 +177,34 @@ class Decider:
             reason = refusal or Reason.IDENTITY_UNKNOWN
             facts = grounds.grounds(reason, snapshot, peer, posture, attested_until)
             return Denial(self._decision_id(), query, (reason,), snapshot.numbers, facts=facts)
-        asked_until = now + snapshot.policy.asked_every
-        return snapshot.policy.engine, query, min(not_after, attested_until, next_age, asked_until)
+        deadline = min(not_after, attested_until, next_age, now + snapshot.policy.asked_every)
+        if exchange.target is None:
+            return snapshot.policy.engine, query, deadline
+        return self._question_of_both(snapshot, snapshot.policy.engine, query, exchange.target, deadline)
+
+    def _question_of_both(
+        self, snapshot: Snapshot, engine: PolicyEngine, query: Query, target: Peer, deadline: float
+    ) -> Question | Denial:
+        """The same with what is known of the `target` of a brokered stream."""
+        now, not_after = self._clock.now(), self._store.renewals.until(target, snapshot.revoked_serials)
+        standing = self._standing(snapshot, target)
+        record, posture, _ = standing
+        attested_until = self._attested_until(target, posture)
+        refusal = refusal_by_fixed_rule(snapshot, standing, target.not_before, not_after, attested_until, now)
+        both = query._replace(target=record, target_posture=posture)
+        if refusal is None and record is not None:
+            return engine, both, min(deadline, not_after, attested_until)
+        reason = refusal or Reason.IDENTITY_UNKNOWN
+        facts = {
+            "target": str(target.id),
+            "target_reason": reason.code,
+            **grounds.grounds(reason, snapshot, target, posture, attested_until),
+        }
+        reasons = (Reason.TARGET_UNTRUSTED, reason)
+        return Denial(self._decision_id(), both if record else query, reasons, snapshot.numbers, facts=facts)
+
+    def _attested_until(self, peer: Peer, posture: Posture) -> float:
+        return FOREVER if posture.attestation is AttestationClass.NONE else self._store.attested_until(peer.id)
 
     def _standing(self, snapshot: Snapshot, peer: Peer) -> Standing:
         """What `snapshot` says of `peer`, found once."""
@@ -185,14 +217,18 @@ class Decider:
         return standing
 
 
-def _astray(snapshot: Snapshot, exchange: Exchange, request: CanonicalRequest, route: Route) -> Reason | None:
+def _astray(snapshot: Snapshot, exchange: Exchange, query: Query, route: Route) -> Reason | None:
     """Why the present revision does not lead `exchange` where it went."""
     if snapshot.policy is None:
         return Reason.REVISION_MISSING
     try:
-        now = snapshot.policy.routes.match(request)
+        now = snapshot.policy.routes.route_of(query)
     except Fault as fault:
         return fault.reason
+    if query.target is not None:
+        same = (now.service, now.protocol) == (route.service, route.protocol)
+        return None if same else Reason.ROUTE_CHANGED
+    request = query.request
     if now.name != route.name or (exchange.upstream is not None and exchange.upstream not in now.destinations):
         return Reason.ROUTE_CHANGED
     return Reason.UPGRADE_REFUSED if request.upgrade and request.upgrade not in now.upgrades else None

@@ -1,4 +1,4 @@
-"""Which route a request takes, and which pool a permit leads to. Pure values."""
+"""Which route a request or a stream takes, and which pool a permit leads to. Pure values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
-from policies.model import CanonicalRequest, Permit
+from policies.model import CanonicalRequest, Permit, Query
 from policies.routes import Route, RouteType
 from policies.upstreams import Pool
 
@@ -14,17 +14,21 @@ ANY_HOST = "*"
 
 
 class RouteTable:
-    """The `http` routes of one revision. An exact host comes before `*`; of its routes the one with the longest prefix
-    in whole segments is taken. `pools` are those that a route leads to, by name."""
+    """The routes of one revision. Of `http` routes an exact host comes before `*`, and of its routes the one with the
+    longest prefix in whole segments is taken. `streams` are the `stream` routes, which are asked for by name. `pools`
+    are those that a route leads to, by name."""
 
     def __init__(self, routes: Iterable[Route] = ()) -> None:
         """Raises `Fault(POLICY_DATA_INVALID)` when two routes have one host and prefix."""
         self._hosts: dict[str, dict[tuple[str, ...], Route]] = {}
         self._depths: dict[str, int] = {}
         self.pools: dict[str, Pool] = {}
+        self.streams: dict[str, Route] = {}
         for route in routes:
             if route.type is RouteType.HTTP:
                 self._add(route)
+            else:
+                self.streams[route.name] = route
 
     def match(self, request: CanonicalRequest) -> Route:
         """The route of `request`. Raises `Fault(ROUTE_UNKNOWN)`."""
@@ -36,9 +40,20 @@ class RouteTable:
                     return route
         raise Fault(Reason.ROUTE_UNKNOWN, f"host {request.host}")
 
+    def stream(self, name: str) -> Route:
+        """The `stream` route of this name. Raises `Fault(ROUTE_UNKNOWN)`."""
+        route = self.streams.get(name)
+        if route is None:
+            raise Fault(Reason.ROUTE_UNKNOWN, "no stream route has this name")
+        return route
+
+    def route_of(self, query: Query) -> Route:
+        """The route that what was asked takes now. Raises `Fault(ROUTE_UNKNOWN)`."""
+        return self.match(query.request) if query.target is None else self.stream(query.route)
+
     @property
     def places(self) -> dict[tuple[str, tuple[str, ...]], Route]:
-        """The routes by host and prefix."""
+        """The `http` routes by host and prefix."""
         return {(host, prefix): route for host, each in self._hosts.items() for prefix, route in each.items()}
 
     def _add(self, route: Route) -> None:

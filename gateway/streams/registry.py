@@ -56,12 +56,27 @@ class Exchange:
     deadline: when its permission ends, in seconds since the Unix epoch; infinite until it is permitted.
     began_by: the ID of its first permit, which the client was told.
     upstream: what its bytes come from, once that is known (`Registry.dialled`).
+    target: of a brokered stream, the node that it leads to, as it is proven where its tunnel ends: what touches either
+    of both touches the stream.
     """
 
-    __slots__ = ("_cut", "began_by", "deadline", "generation", "indexed", "open", "peer", "permit", "route", "upstream")
+    __slots__ = (
+        "_cut",
+        "began_by",
+        "deadline",
+        "generation",
+        "indexed",
+        "open",
+        "peer",
+        "permit",
+        "route",
+        "target",
+        "upstream",
+    )
 
-    def __init__(self, peer: Peer, cut: Callable[[Reason], None]) -> None:
+    def __init__(self, peer: Peer, cut: Callable[[Reason], None], target: Peer | None = None) -> None:
         self.peer = peer
+        self.target = target
         self.generation = 0
         self.deadline = FOREVER
         self.permit: Permit | None = None
@@ -71,6 +86,11 @@ class Exchange:
         self.indexed = False
         self.open = True
         self._cut = cut
+
+    @property
+    def parties(self) -> tuple[Peer, ...]:
+        """Those whose trust it stands on."""
+        return (self.peer,) if self.target is None else (self.peer, self.target)
 
     def permitted(self, permit: Permit, route: Route) -> None:
         """From now on it runs by `permit`, over `route`."""
@@ -225,14 +245,28 @@ class Registry:
         self._sever(self._clock.monotonic() + SEVER_SECONDS)
 
     def _of_identity(self, identity: SpiffeId) -> list[Exchange]:
-        young = [each for each in self._young if each.peer.id == identity]
+        young = [
+            each
+            for each in self._young
+            if each.peer.id == identity or (each.target is not None and each.target.id == identity)
+        ]
         return [*self._by_identity.of(identity), *young]
 
     def _of_serial(self, serial: str) -> list[Exchange]:
-        return [*self._by_serial.of(serial), *[each for each in self._young if each.peer.serial == serial]]
+        young = [
+            each
+            for each in self._young
+            if each.peer.serial == serial or (each.target is not None and each.target.serial == serial)
+        ]
+        return [*self._by_serial.of(serial), *young]
 
     def _of_issuer(self, issuer: str) -> list[Exchange]:
-        return [*self._by_issuer.of(issuer), *[each for each in self._young if each.peer.issuer == issuer]]
+        young = [
+            each
+            for each in self._young
+            if each.peer.issuer == issuer or (each.target is not None and each.target.issuer == issuer)
+        ]
+        return [*self._by_issuer.of(issuer), *young]
 
     def _revised(self, difference: RevisionDifference, at: float) -> None:
         """A revision decides from now on. Every decision under way is made again; of those that stand, the ones that
@@ -343,22 +377,24 @@ class Registry:
             self._on_cut(cause.reason, max(0.0, self._clock.now() - cause.since))
 
     def _index(self, exchange: Exchange) -> None:
-        peer, route = exchange.peer, exchange.route
+        route = exchange.route
         exchange.indexed = True
         self._settled_count += 1
-        self._by_identity.add(peer.id, exchange)
-        self._by_serial.add(peer.serial, exchange)
-        self._by_issuer.add(peer.issuer, exchange)
+        for peer in exchange.parties:
+            self._by_identity.add(peer.id, exchange)
+            self._by_serial.add(peer.serial, exchange)
+            self._by_issuer.add(peer.issuer, exchange)
         self._by_route.add(route.name if route is not None else "", exchange)
         self._by_upstream.add(exchange.upstream, exchange)
 
     def _unindex(self, exchange: Exchange) -> None:
-        peer, route = exchange.peer, exchange.route
+        route = exchange.route
         exchange.indexed = False
         self._settled_count -= 1
-        self._by_identity.remove(peer.id, exchange)
-        self._by_serial.remove(peer.serial, exchange)
-        self._by_issuer.remove(peer.issuer, exchange)
+        for peer in exchange.parties:
+            self._by_identity.remove(peer.id, exchange)
+            self._by_serial.remove(peer.serial, exchange)
+            self._by_issuer.remove(peer.issuer, exchange)
         self._by_route.remove(route.name if route is not None else "", exchange)
         self._by_upstream.remove(exchange.upstream, exchange)
 

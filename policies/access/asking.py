@@ -22,7 +22,7 @@ from foundation.identity import IdentityRecord, Posture, SnapshotNumbers
 from foundation.reasons import Reason
 from policies.explain import Evidence, Explanation, explanation
 from policies.frozen import kept_part
-from policies.model import FOREVER, Answer, CanonicalRequest, Decision, Permit, Query, Staleness, judge
+from policies.model import FOREVER, STREAM, Answer, CanonicalRequest, Decision, Permit, Query, Staleness, judge
 from policies.projection import Path, Reads
 
 Ask = Callable[[Query], Answer]
@@ -138,7 +138,7 @@ def told_apart(policy: Policy, nodes: Iterable[Subject]) -> tuple[Target, ...]:
     reads = tuple(path for path in policy.reads if path[:1] in {("target",), ()})
     groups: dict[str, list[Subject]] = {}
     for node in nodes:
-        asked = query_of(node, Probe("", "", "", _STREAM, target=node), 0).to_input()
+        asked = query_of(node, Probe("", "", "", STREAM, target=node), 0).to_input()
         groups.setdefault(repr(kept_part({"target": asked["target"]}, reads)), []).append(node)
     if len(groups) > _MAX_TARGETS:
         raise Fault(Reason.POLICY_BOMB, f"policy tells {len(groups)} targets apart, at most {_MAX_TARGETS} are asked")
@@ -153,7 +153,7 @@ def probes_of(policy: Policy, route: str, targets: Iterable[Target] = ()) -> tup
     if route not in rows["routes"]:
         raise Fault(Reason.NOT_FOUND, f"the policy has no route {route[:64]!r}", field="route")
     if policy.is_stream(route):
-        return tuple(Probe(route, "", name, _STREAM, target=node) for name, node in targets)
+        return tuple(Probe(route, "", name, STREAM, target=node) for name, node in targets)
     granted = [grant for grants in rows["grants"].get(route, {}).values() for grant in grants]
     denied = rows["denies"].get(route, [])
     ways = [way for row in [*granted, *denied] for way, _ in _ways(row)]
@@ -304,9 +304,6 @@ def _ways(row: Mapping[str, Any]) -> Iterator[tuple[list[str], bool]]:
 def _methods(row: Mapping[str, Any], otherwise: Sequence[str]) -> list[str]:
     methods = row.get("methods", otherwise)
     return [method for method in methods if method != "HEAD" or "GET" not in methods]
-
-
-_STREAM = CanonicalRequest("", "create", "", (), (), "", b"")
 
 
 def _named(members: Sequence[Subject]) -> str:

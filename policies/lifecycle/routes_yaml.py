@@ -72,7 +72,19 @@ def _route(item: Fields, name: str, route_type: RouteType, pools: Mapping[str, P
     priority = Priority(item.one_of("priority", tuple(Priority), Priority.NORMAL))
     if route_type is RouteType.STREAM:
         service = check_name(item.text("service"), field=f"{item.path}.service")
-        return Route(name, RouteType.STREAM, "", (), None, route_class, service=service, priority=priority)
+        return Route(
+            name,
+            RouteType.STREAM,
+            "",
+            (),
+            None,
+            route_class,
+            service=service,
+            protocol=item.one_of("protocol", ("tcp", "udp"), "tcp"),
+            priority=priority,
+            idle_timeout=_bound(item, "idle_timeout"),
+            timeout=_bound(item, "timeout"),
+        )
     return Route(
         name=name,
         type=RouteType.HTTP,
@@ -84,8 +96,8 @@ def _route(item: Fields, name: str, route_type: RouteType, pools: Mapping[str, P
         max_body=item.size("max_body") if item.has("max_body") else 1 << 40,
         connect_timeout=_timeout(item, "connect_timeout", "5s"),
         response_timeout=_timeout(item, "response_timeout", "60s"),
-        idle_timeout=_timeout(item, "idle_timeout", "") if item.has("idle_timeout") else 0.0,
-        timeout=_timeout(item, "timeout", "") if item.has("timeout") else 0.0,
+        idle_timeout=_bound(item, "idle_timeout"),
+        timeout=_bound(item, "timeout"),
         priority=priority,
         retry_503=item.flag("retry_503", False),
     )
@@ -140,6 +152,11 @@ def _host(item: Fields) -> str:
     if host != "*" and not HOST.fullmatch(host):
         raise item.fault("host", "expected a host name in lower case without port, or '*'")
     return host
+
+
+def _bound(item: Fields, name: str) -> float:
+    """Seconds; 0, no bound, when it is not named."""
+    return _timeout(item, name, "") if item.has(name) else 0.0
 
 
 def _timeout(item: Fields, name: str, default: str) -> float:
