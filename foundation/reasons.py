@@ -183,6 +183,13 @@ class Reason(Enum):
     FILE_MODE_UNSAFE = _Text(500, "a secret's file can be read by others", "chmod 600 it")
     IN_USE = _Text(409, "another process has this open", "stop the other process first")
     STORAGE_FAILED = _Text(503, "the database did not do what was asked", "check disk space and the database's log")
+    HOT_STATE_UNAVAILABLE = _Text(
+        503, "what is remembered for a short time cannot be reached", "check the Redis server of [hotstate]"
+    )
+    HOT_STATE_LOST = _Text(503, "what was remembered for a short time was lost meanwhile", "begin again")
+    HOT_STATE_UNSAFE = _Text(
+        503, "the Redis server may forget before it is time", "see docs/operations.md, Redis for more than one gateway"
+    )
     AUDIT_FAILED = _Text(
         503, "the audit log could not be written, so nothing was done", "free disk space for the audit log"
     )

@@ -38,7 +38,8 @@ from foundation.decisionlog.log import DecisionLog
 from foundation.decisionlog.masking import Mask
 from foundation.faults import Fault
 from foundation.files import make_private_folder
-from foundation.hotstate.memory import HotStateSettings, MemoryHotState
+from foundation.hotstate.memory import MemoryHotState
+from foundation.hotstate.settings import HotStateSettings
 from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import AttestationClass, Revocation, SnapshotNumbers
 from foundation.logs import configure_logging

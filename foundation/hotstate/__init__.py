@@ -1,6 +1,7 @@
 """State that refuses when it is absent: nonces, sessions, presence, rate counters. Losing it never widens trust."""
 
-from foundation.hotstate.memory import HotStateSettings, MemoryHotState
-from foundation.hotstate.port import HotState
+from foundation.hotstate.memory import MemoryHotState
+from foundation.hotstate.port import HotState, Swap
+from foundation.hotstate.settings import HotStateSettings
 
-__all__ = ["HotState", "HotStateSettings", "MemoryHotState"]
+__all__ = ["HotState", "HotStateSettings", "MemoryHotState", "Swap"]

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import heapq
+import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from foundation.clock import Clock
 from foundation.faults import Fault
-from foundation.fields import Fields
-from foundation.hotstate.port import MAX_KEY, MAX_VALUE_BYTES
+from foundation.hotstate.port import Swap, check_batch, check_key, check_ttl, check_value
+from foundation.hotstate.settings import HotStateSettings
 from foundation.reasons import Reason
 
 _OVERHEAD = 256  # what an entry takes beyond key and value, about
 _COUNTER = 32
-
-
-@dataclass(frozen=True, slots=True)
-class HotStateSettings:
-    """The section `hotstate`: how many entries and bytes the process may hold."""
-
-    max_entries: int = 200_000
-    max_bytes: int = 256 << 20
-
-    @classmethod
-    def parse(cls, fields: Fields) -> HotStateSettings:
-        """Raises `Fault(SETTING_INVALID | SETTING_UNKNOWN)`."""
-        settings = cls(fields.integer("max_entries", 200_000, least=1), fields.size("max_size", "256MiB"))
-        fields.finish()
-        return settings
 
 
 @dataclass(slots=True)
@@ -47,10 +34,16 @@ class MemoryHotState:
         self._entries: dict[str, _Entry] = {}
         self._ends: list[tuple[float, str]] = []
         self._bytes = 0
+        self._generation = secrets.token_hex(16)
 
-    async def put_once(self, key: str, value: bytes, ttl: float) -> bool:
-        if len(value) > MAX_VALUE_BYTES:
-            raise Fault(Reason.MESSAGE_TOO_LARGE, f"at most {MAX_VALUE_BYTES} bytes are kept")
+    async def generation(self) -> str:
+        return self._generation
+
+    async def put_once(self, key: str, value: bytes, ttl: float, *, since: str | None = None) -> bool:
+        check_value(value)
+        check_ttl(ttl)
+        if since not in (None, self._generation):
+            raise Fault(Reason.HOT_STATE_LOST)
         if self._find(key) is not None:
             return False
         self._add(key, value, ttl, len(value))
@@ -58,6 +51,18 @@ class MemoryHotState:
 
     async def get(self, key: str) -> bytes | None:
         return _value(self._find(key))
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        check_batch(keys)
+        return [_value(self._find(key)) for key in keys]
+
+    async def swap(self, swaps: Sequence[Swap], ttl: float) -> list[bool]:
+        check_batch(swaps)
+        check_ttl(ttl)
+        for swap in swaps:
+            check_key(swap.key)
+            check_value(swap.after or b"")
+        return [self._swap(swap, ttl) for swap in swaps]
 
     async def take(self, key: str) -> bytes | None:
         found = _value(self._find(key))
@@ -68,6 +73,7 @@ class MemoryHotState:
         self._remove(key)
 
     async def increment(self, key: str, ttl: float) -> int:
+        check_ttl(ttl)
         entry = self._find(key) or self._add(key, 0, ttl, _COUNTER)
         if not isinstance(entry.value, int):
             raise TypeError("this key holds a value, not a counter")
@@ -79,23 +85,38 @@ class MemoryHotState:
         self._ends.clear()
         self._bytes = 0
 
+    def _swap(self, swap: Swap, ttl: float) -> bool:
+        entry = self._find(swap.key)
+        if _value(entry) != swap.before:
+            return False
+        if swap.after is None:
+            self._remove(swap.key)
+            return True
+        self._check_room(swap.key, len(swap.after), entry)
+        self._remove(swap.key)
+        self._add(swap.key, swap.after, ttl, len(swap.after))
+        return True
+
     def _find(self, key: str) -> _Entry | None:
-        if len(key) > MAX_KEY:
-            raise Fault(Reason.MESSAGE_TOO_LARGE, f"a key has at most {MAX_KEY} characters")
+        check_key(key)
         self._sweep()
         return self._entries.get(key)
 
     def _add(self, key: str, value: bytes | int, ttl: float, size: int) -> _Entry:
-        if not 0 < ttl < float("inf"):
-            raise ValueError("ttl is a number of seconds, more than 0")
-        cost = len(key) + size + _OVERHEAD
-        if len(self._entries) >= self._settings.max_entries or self._bytes + cost > self._settings.max_bytes:
-            raise Fault(Reason.OVERLOADED, "hot state is full")
+        cost = self._check_room(key, size)
         entry = _Entry(value, self._clock.monotonic() + ttl, cost)
         self._entries[key] = entry
         self._bytes += cost
         heapq.heappush(self._ends, (entry.ends, key))
         return entry
+
+    def _check_room(self, key: str, size: int, instead: _Entry | None = None) -> int:
+        """What an entry costs, when there is room for it once `instead` is gone."""
+        cost, freed, left = len(key) + size + _OVERHEAD, instead.cost if instead else 0, 1 if instead else 0
+        settings = self._settings
+        if len(self._entries) - left >= settings.max_entries or self._bytes - freed + cost > settings.max_bytes:
+            raise Fault(Reason.OVERLOADED, "hot state is full")
+        return cost
 
     def _remove(self, key: str) -> None:
         entry = self._entries.pop(key, None)

@@ -10,8 +10,9 @@ from typing import Protocol
 import pytest
 
 from foundation.faults import Fault
-from foundation.hotstate.memory import HotStateSettings, MemoryHotState
-from foundation.hotstate.port import MAX_KEY, MAX_VALUE_BYTES, HotState
+from foundation.hotstate.memory import MemoryHotState
+from foundation.hotstate.port import MAX_BATCH, MAX_KEY, MAX_VALUE_BYTES, HotState, Swap
+from foundation.hotstate.settings import HotStateSettings
 from foundation.reasons import Reason
 from tests.fakes.clock import ManualClock
 
@@ -144,3 +145,110 @@ async def test_oversized_keys_and_values_are_refused(backend: Harness) -> None:
             await call
         assert caught.value.reason is Reason.MESSAGE_TOO_LARGE
     assert await backend.state.put_once("k" * MAX_KEY, bytes(MAX_VALUE_BYTES), 10)
+
+
+async def test_many_are_read_in_their_order(backend: Harness) -> None:
+    for n in range(5):
+        await backend.state.put_once(f"k{n}", b"%d" % n, 10)
+    assert await backend.state.get_many(["k3", "none", "k0", "k3"]) == [b"3", None, b"0", b"3"]
+    assert await backend.state.get_many([]) == []
+
+
+async def test_a_swap_is_done_where_it_finds_what_it_expects(backend: Harness) -> None:
+    await backend.state.put_once("k", b"one", 10)
+    swaps = [
+        Swap("k", b"other", b"wrong"),
+        Swap("k", None, b"wrong"),
+        Swap("k", b"one", b"two"),
+        Swap("k", b"one", b"wrong"),
+        Swap("new", b"", b"wrong"),
+        Swap("new", None, b""),
+        Swap("none", None, None),
+        Swap("none", b"x", None),
+    ]
+    assert await backend.state.swap(swaps, 10) == [False, False, True, False, False, True, True, False]
+    assert await backend.state.get_many(["k", "new", "none"]) == [b"two", b"", None]
+    assert await backend.state.swap([Swap("k", b"two", None)], 10) == [True]
+    assert await backend.state.get("k") is None
+
+
+async def test_of_many_swappers_one_succeeds(backend: Harness) -> None:
+    await backend.state.put_once("k", b"before", 10)
+    done = await asyncio.gather(*(backend.state.swap([Swap("k", b"before", b"%d" % n)], 10) for n in range(50)))
+    assert done.count([True]) == 1
+
+
+async def test_a_swap_gives_an_entry_a_new_life(backend: Harness) -> None:
+    await backend.state.put_once("k", b"same", 5)
+    await backend.advance(4)
+    assert await backend.state.swap([Swap("k", b"same", b"same")], 5) == [True]
+    await backend.advance(4)
+    assert await backend.state.swap([Swap("k", b"same", b"other")], 5) == [True]
+    await backend.advance(4)
+    assert await backend.state.get("k") == b"other"
+    await backend.advance(2)
+    assert await backend.state.swap([Swap("k", b"other", b"late")], 5) == [False]
+
+
+async def test_full_swaps_nothing_new_in_but_still_prolongs_and_removes(backend: Harness) -> None:
+    async def fill() -> None:
+        for n in range(10_000):
+            await backend.state.swap([Swap(f"k{n}", None, bytes(32 * 1024))], 10)
+
+    with pytest.raises(Fault) as caught:
+        await fill()
+    assert caught.value.reason is Reason.OVERLOADED
+    assert await backend.state.swap([Swap("k0", bytes(32 * 1024), bytes(32 * 1024))], 20) == [True]
+    assert await backend.state.swap([Swap("k1", bytes(32 * 1024), None)], 10) == [True]
+    await backend.advance(11)
+    assert await backend.state.get_many(["k0", "k1", "k2"]) == [bytes(32 * 1024), None, None]
+
+
+async def test_a_batch_is_bounded(backend: Harness) -> None:
+    assert len(await backend.state.get_many(["k"] * MAX_BATCH)) == MAX_BATCH
+    with pytest.raises(ValueError, match="at most"):
+        await backend.state.get_many(["k"] * (MAX_BATCH + 1))
+    with pytest.raises(ValueError, match="at most"):
+        await backend.state.swap([Swap("k", None, b"")] * (MAX_BATCH + 1), 10)
+    with pytest.raises(Fault) as caught:
+        await backend.state.swap([Swap("first", None, b""), Swap("k", None, bytes(MAX_VALUE_BYTES + 1))], 10)
+    assert caught.value.reason is Reason.MESSAGE_TOO_LARGE
+    assert await backend.state.get("first") is None
+
+
+async def test_a_counter_is_no_value_and_a_value_no_counter(backend: Harness) -> None:
+    await backend.state.increment("c", 10)
+    await backend.state.put_once("v", b"7", 10)
+    for call in (
+        backend.state.get("c"),
+        backend.state.take("c"),
+        backend.state.get_many(["c"]),
+        backend.state.swap([Swap("c", None, b"")], 10),
+        backend.state.increment("v", 10),
+    ):
+        with pytest.raises(TypeError):
+            await call
+    assert await backend.state.increment("c", 10) == 2
+    assert await backend.state.get("v") == b"7"
+
+
+@pytest.mark.parametrize("ttl", [0, -1, float("nan"), float("inf")])
+async def test_a_ttl_is_a_time(backend: Harness, ttl: float) -> None:
+    for call in (
+        backend.state.put_once("k", b"", ttl),
+        backend.state.increment("k", ttl),
+        backend.state.swap([Swap("k", None, b"")], ttl),
+    ):
+        with pytest.raises(ValueError, match="ttl"):
+            await call
+
+
+async def test_what_is_put_since_another_generation_is_refused(backend: Harness) -> None:
+    generation = await backend.state.generation()
+    assert await backend.state.generation() == generation
+    assert await backend.state.put_once("used", b"", 10, since=generation)
+    assert not await backend.state.put_once("used", b"", 10, since=generation)
+    with pytest.raises(Fault) as caught:
+        await backend.state.put_once("another", b"", 10, since="a former one")
+    assert caught.value.reason is Reason.HOT_STATE_LOST
+    assert await backend.state.get("another") is None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
-from foundation.hotstate.memory import HotStateSettings, MemoryHotState
+from foundation.hotstate.memory import MemoryHotState
+from foundation.hotstate.settings import HotStateSettings
 from tests.fakes.clock import ManualClock
 
 
@@ -23,9 +22,3 @@ async def test_removals_leave_nothing_behind() -> None:
         assert await state.put_once(f"k{n}", b"x" * 100, 1000)
         await state.take(f"k{n}")
     assert len(state._ends) < 200
-
-
-@pytest.mark.parametrize("ttl", [0, -1, float("nan"), float("inf")])
-async def test_a_ttl_is_a_time(ttl: float) -> None:
-    with pytest.raises(ValueError, match="ttl"):
-        await MemoryHotState(HotStateSettings(), ManualClock()).put_once("k", b"", ttl)
