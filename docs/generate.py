@@ -41,6 +41,7 @@ from gateway.proxy.services import GatewayListenerSettings
 from gateway.proxy.upstream import UpstreamSettings
 from gateway.streams.timing import StreamSettings
 from pki.api.enrolment import enrolment_routes, renewal_routes
+from pki.api.node import node_routes
 from pki.api.routes import authority_routes
 from pki.enrol.settings import EnrolmentSettings
 from pki.settings import AuthoritySettings
@@ -125,6 +126,7 @@ def openapi() -> str:
     """The APIs as OpenAPI 3.1: paths, what decides them, who is answered how."""
     nothing: Any = _Nothing()
     routes = authority_routes(nothing, "fleet.example", verify_bundle=nothing, audit_head=nothing)
+    routes += node_routes(nothing, "fleet.example", policy_key=nothing, terms=nothing)
     routes += renewal_routes(nothing) + OperatorsApi(*[nothing] * 7).routes()
     routes += UpstreamsApi(nothing, nothing).routes() + ShadowApi(nothing).routes()
     routes += AccessApi(*[nothing] * 3).routes()

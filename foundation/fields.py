@@ -158,6 +158,13 @@ class Fields:
             raise self.fault(name, "expected strings as keys and values")
         return dict(value)
 
+    def document(self, name: str) -> Mapping[str, Any]:
+        """An object of any values, for who keeps it and does not read it."""
+        value = self._get(name, _MISSING)
+        if not isinstance(value, Mapping):
+            raise self.fault(name, "expected an object")
+        return value
+
     def finish(self) -> None:
         """Refuse every field that was not asked for."""
         for name in self._value:

@@ -86,6 +86,7 @@ from gateway.sockets import Sockets, bind_all
 from gateway.supervised import Pool
 from gateway.supervisor import Supervisor
 from pki.api.enrolment import enrolment_routes, renewal_routes
+from pki.api.node import node_routes
 from pki.api.routes import authority_routes
 from pki.api.standing import Standing
 from pki.authority import Authority
@@ -97,7 +98,7 @@ from pki.settings import AuthoritySettings
 from policies.lifecycle.revision import build
 from policies.lifecycle.workspace import read_workspace
 from policies.settings import PolicySettings
-from policies.signing import load_signing_key
+from policies.signing import load_signing_key, public_pem
 
 CHORES_EVERY = 600.0
 MAX_NAMED = 32  # settings that an event of the audit log names
@@ -392,6 +393,12 @@ class Orchestrator:
             routes=(
                 *_authority_routes(base, authority, here.authority.trust_domain, self._settings.policy),
                 *renewal_routes(enrolment.renewal),
+                *node_routes(
+                    authority,
+                    here.authority.trust_domain,
+                    policy_key=lambda: public_pem(base.policy_key.key),
+                    terms=here.authority.bundle,
+                ),
             ),
             enrolment_routes=tuple(enrolment_routes(enrolment.enrolment)),
         )

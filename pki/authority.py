@@ -35,6 +35,8 @@ from pki.feed import RESTORE_SHIFT, Feed
 from pki.inventory import Filter, Inventory
 from pki.issue import IssuedCertificate, IssueRequest, Issuing
 from pki.ledger import Ledger
+from pki.node_bundles import NodeBundles
+from pki.node_records import NodeRecords
 from pki.presence import Behind, Presence
 from pki.profile import Lifetimes
 from pki.revocation import Revocations
@@ -102,6 +104,8 @@ class Authority:
         self.tokens = Tokens(self._books, ca.root_sha256)
         self.ledger = Ledger(self._books)
         self.revocations = Revocations(self._books, ca.signer)
+        self.bundles = NodeBundles(self._books)
+        self.node_records = NodeRecords(self._books)
 
     @classmethod
     async def open(cls, settings: AuthoritySettings, database: Database, audit: AuditLog, clock: Clock) -> Authority:

@@ -25,6 +25,7 @@ from foundation.files import write_secret
 from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import State
 from foundation.reasons import Reason
+from foundation.wire.records import RecordKind
 from pki.revocation_reason import RevocationReason
 
 inventory = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Who belongs to the fleet.")
@@ -51,6 +52,7 @@ class _Columns(StrEnum):
     INVENTORY = "name kind state attestation verdict tier site segment roles"
     TOKENS = "token_id identity state expires_at minted_by"
     CERTIFICATES = "serial identity profile step not_after"
+    RECORDS = "number received_at kind body"
 
 
 @inventory.command("list")
@@ -184,6 +186,19 @@ def retire(client: ApiClient, name: Name, kind: OfKind = Kind.NODE, as_json: AsJ
     answer = client.post(_entry(kind, name, "retire"))
     _say(answer, f"{name} is retired", as_json)
     _tell_reach(answer["gateways"])
+
+
+@inventory.command("records")
+@connected
+def list_records(
+    client: ApiClient,
+    name: Name,
+    kind: Annotated[RecordKind | None, typer.Option(help="Only this kind.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what a node noted while it was cut off: its own decisions, what its agent did, its health."""
+    path = path_of("v1", "inventory", Kind.NODE.value, name, "records")
+    _list(client, path, _Columns.RECORDS, as_json, kind=kind.value if kind else "")
 
 
 @token.command("create")

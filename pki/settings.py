@@ -12,6 +12,7 @@ from foundation.fields import Fields
 from foundation.files import read_secret
 from foundation.identifiers import Kind, SpiffeId, check_name
 from foundation.reasons import Reason
+from foundation.wire.bundle import BundleTerms
 from pki.profile import Lifetimes
 
 DEFAULT_FOLDER = "/var/lib/sallyport/authority"
@@ -28,7 +29,7 @@ class AuthoritySettings:
     `passphrase_credential` is named, from the systemd credential of that name (systemd.exec, LoadCredentialEncrypted=).
     `server_name` is the identity of this machine's listeners, `server_names` are the DNS names and IP addresses in
     their certificate. `acknowledge_within` is how long whoever revokes waits, in seconds, for the gateways that follow
-    to say that they enforce it."""
+    to say that they enforce it. `bundle` says how nodes keep what they decide by while they are cut off."""
 
     trust_domain: str
     folder: Path = Path(DEFAULT_FOLDER)
@@ -38,6 +39,7 @@ class AuthoritySettings:
     server_names: tuple[str, ...] = DEFAULT_NAMES
     lifetimes: Lifetimes = field(default_factory=Lifetimes)
     acknowledge_within: float = 1.0
+    bundle: BundleTerms = field(default_factory=BundleTerms)
 
     @classmethod
     def parse(cls, fields: Fields) -> AuthoritySettings:
@@ -51,6 +53,7 @@ class AuthoritySettings:
             server_names=tuple(_canonical(name) for name in fields.texts("server_names", DEFAULT_NAMES, most=64)),
             lifetimes=Lifetimes.parse(fields.section("lifetimes", optional=True)),
             acknowledge_within=fields.duration("acknowledge_within", "1s"),
+            bundle=BundleTerms.parse(fields.section("bundle", optional=True)),
         )
         fields.finish()
         return settings

@@ -19,6 +19,7 @@ from sqlalchemy import (
     LargeBinary,
     String,
     Table,
+    UniqueConstraint,
     text,
 )
 
@@ -139,4 +140,29 @@ policies = Table(
     Column("sha256", LargeBinary(32), nullable=False),
     Column("published_by", String(_ID_LENGTH), nullable=False),
     Column("published_at", Float, nullable=False),
+)
+
+# How far each node has delivered what it noted: the last number of an incarnation of its outbox, and the hash over all.
+node_outboxes = Table(
+    "node_outboxes",
+    metadata,
+    Column("node", String(_ID_LENGTH), primary_key=True),
+    Column("incarnation", String(32), primary_key=True),
+    Column("taken", BigInteger, nullable=False),
+    Column("chain", LargeBinary(32), nullable=False),
+    Column("updated_at", Float, nullable=False),
+)
+
+# What it delivered, the newest of each node, as its lines came. `number` counts those of one node, in order.
+node_records = Table(
+    "node_records",
+    metadata,
+    Column("node", String(_ID_LENGTH), primary_key=True),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("incarnation", String(32), nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("received_at", Float, nullable=False),
+    Column("record", LargeBinary, nullable=False),
+    UniqueConstraint("node", "incarnation", "sequence"),
 )

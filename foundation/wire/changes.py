@@ -82,6 +82,24 @@ def record_document(record: IdentityRecord) -> dict[str, Any]:
     }
 
 
+def read_record(fields: Fields) -> IdentityRecord:
+    """What `record_document` wrote. Raises `Fault` with the reason of `fields`."""
+    record = IdentityRecord(
+        id=_id(fields),
+        state=State(fields.one_of("state", tuple(State))),
+        epoch=fields.integer("epoch"),
+        roles=fields.texts("roles", most=256),
+        tier=fields.integer("tier", most=3),
+        region=fields.text("region", max_length=_MAX_TEXT),
+        site=fields.text("site", max_length=_MAX_TEXT),
+        segment=fields.text("segment", max_length=_MAX_TEXT),
+        labels=fields.mapping("labels"),
+        versions=fields.mapping("versions"),
+    )
+    fields.finish()
+    return record
+
+
 def revocation_document(one: Revocation) -> dict[str, Any]:
     """A revocation as JSON values."""
     return {"number": one.number, "id": str(one.id), "serial": one.serial, "reason": one.reason, "at": one.at}
@@ -150,21 +168,8 @@ def _posture(fields: Fields) -> PostureChanged:
 
 
 def _identity(fields: Fields) -> IdentityChanged:
-    record = fields.section("record")
-    found = IdentityRecord(
-        id=_id(record),
-        state=State(record.one_of("state", tuple(State))),
-        epoch=record.integer("epoch"),
-        roles=record.texts("roles", most=256),
-        tier=record.integer("tier", most=3),
-        region=record.text("region", max_length=_MAX_TEXT),
-        site=record.text("site", max_length=_MAX_TEXT),
-        segment=record.text("segment", max_length=_MAX_TEXT),
-        labels=record.mapping("labels"),
-        versions=record.mapping("versions"),
-    )
-    record.finish()
-    return IdentityChanged(fields.integer("number"), found, _read_at(fields))
+    record = read_record(fields.section("record"))
+    return IdentityChanged(fields.integer("number"), record, _read_at(fields))
 
 
 def _policy(fields: Fields) -> PolicyPublished:

@@ -130,7 +130,12 @@ def test_a_stream_needs_a_target_that_is_sound() -> None:
         (Kind.OPERATOR, ("security",), ("policy.publish", "inventory.update"), ("feed.follow", "renew")),
         (Kind.OPERATOR, ("break-glass",), ("inventory.revoke",), ("policy.publish", "tokens.create")),
         (Kind.OPERATOR, (), (), ("inventory.list", "self.show")),
-        (Kind.NODE, ("security",), ("renew", "self.show"), ("feed.follow", "inventory.list", "policy.publish")),
+        (
+            Kind.NODE,
+            ("security",),
+            ("renew", "self.show", "self.bundle", "self.report"),
+            ("feed.follow", "inventory.list", "policy.publish"),
+        ),
         (Kind.GATEWAY, ("security",), ("feed.follow", "renew"), ("inventory.list", "policy.publish")),
     ],
 )

@@ -28,6 +28,7 @@ from foundation.storage.settings import StorageSettings
 from foundation.tls import KeyPair, ServerContext, client_context, server_context
 from foundation.wire.enrolment import Token
 from pki.api.enrolment import enrolment_routes, renewal_routes
+from pki.api.node import node_routes
 from pki.api.routes import authority_routes
 from pki.api.standing import Standing
 from pki.authority import Authority, load_ca
@@ -99,7 +100,12 @@ class Installation:
             return int(bundle)
 
         own = authority_routes(self.authority, TRUST_DOMAIN, verify_bundle=verify, audit_head=lambda: {"size": 0})
-        return [*own, *renewal_routes(self.service.renewal)]
+        nodes = node_routes(self.authority, TRUST_DOMAIN, policy_key=self.policy_key, terms=self.settings.bundle)
+        return [*own, *nodes, *renewal_routes(self.service.renewal)]
+
+    def policy_key(self) -> bytes:
+        """The policy signing key's public half, PEM."""
+        return (self.settings.folder / "policy.pub").read_bytes()
 
     async def certify(self, name: str, kind: Kind = Kind.OPERATOR, roles: tuple[str, ...] = ()) -> KeyPair:
         """An identity of this kind with these roles, active, and its certificate with a software key."""

@@ -17,6 +17,7 @@ from foundation.api import api_application
 from foundation.callers import LocalCallers
 from foundation.faults import Fault
 from foundation.serving import serve_unix
+from foundation.wire.records import CHAIN_START, NodeRecord, RecordBatch, RecordKind
 from pki.cli import cert, inventory, token
 from tests.support.installation import TRUST_DOMAIN, Installation, PermitAll, installation
 
@@ -155,3 +156,14 @@ async def test_nobody_listens(tmp_path: Path) -> None:
     done = await _run(inventory, "list", "--socket", str(tmp_path / "nothing.sock"))
     assert isinstance(done.exception, Fault)
     assert done.exception.reason.code == "server_unreachable"
+
+
+async def test_what_a_node_noted(tmp_path: Path) -> None:
+    line = NodeRecord(1e9, RecordKind.DECISION, {"id": "n-1", "allow": False}).encode()
+    async with _commands(tmp_path) as (site, path):
+        await site.authority.node_records.take(site.id("edge-1"), RecordBatch("1" * 32, 1, CHAIN_START, (line,)))
+        at = ("--socket", str(path))
+        listed = await _run(inventory, "records", "edge-1", "--json", *at)
+        assert [each["body"]["id"] for each in json.loads(listed.stdout)] == ["n-1"]
+        assert "id=n-1" in (await _run(inventory, "records", "edge-1", "--kind", "decision", *at)).stdout
+        assert json.loads((await _run(inventory, "records", "edge-1", "--kind", "health", "--json", *at)).stdout) == []

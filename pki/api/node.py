@@ -1,0 +1,91 @@
+"""The authority's API, what nodes use for themselves, and what operators read of it.
+
+A node's name is always that of its certificate: nobody asks or reports for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from foundation.api import NDJSON, OCTETS, Answer, ApiRoute, Call
+from foundation.faults import Fault
+from foundation.identifiers import Kind, SpiffeId
+from foundation.reasons import Reason
+from foundation.wire.bundle import BundleTerms
+from foundation.wire.records import MAX_BATCH_BYTES, RecordBatch, RecordKind
+from pki.api.documents import PAGING, limit_of, whole_number
+from pki.authority import Authority
+from pki.node_records import KeptRecord
+
+
+class NodeApi:
+    """Handlers of bundles and records. `policy_key` tells the policy signing key's public half now, PEM; `terms` are
+    those of every bundle."""
+
+    def __init__(
+        self, authority: Authority, trust_domain: str, policy_key: Callable[[], bytes], terms: BundleTerms
+    ) -> None:
+        self._authority = authority
+        self._trust_domain = trust_domain
+        self._policy_key = policy_key
+        self._terms = terms
+
+    def routes(self) -> list[ApiRoute]:
+        bundle, records, listed = "/v1/node/bundle", "/v1/node/records", "/v1/inventory/node/{name}/records"
+        return [
+            ApiRoute("self.bundle", "GET", bundle, self.bundle, "What the node decides by", query=("have",)),
+            ApiRoute("self.report", "POST", records, self.report, "The node's records", MAX_BATCH_BYTES, NDJSON),
+            ApiRoute("records.list", "GET", listed, self.records, "What a node noted", query=("kind", *PAGING)),
+        ]
+
+    async def bundle(self, call: Call) -> Answer:
+        node = _node(call)
+        bundle = await self._authority.bundles.of(node, whole_number(call, "have", 0), self._policy_key(), self._terms)
+        return Answer(bundle.encode(), content_type=OCTETS)
+
+    async def report(self, call: Call) -> Answer:
+        receipt = await self._authority.node_records.take(_node(call), RecordBatch.parse(call.body))
+        return Answer(receipt.encode())
+
+    async def records(self, call: Call) -> Answer:
+        node, limit = SpiffeId(self._trust_domain, Kind.NODE, call.parameters["name"]), limit_of(call)
+        kind = RecordKind(_kind(call.query["kind"])) if "kind" in call.query else None
+        found = await self._authority.node_records.page(
+            node, kind=kind, after=whole_number(call, "after", 0), limit=limit
+        )
+        following = str(found[-1].number) if len(found) == limit else ""
+        return Answer.of({"items": [_document(each) for each in found], "next": following})
+
+
+def node_routes(
+    authority: Authority, trust_domain: str, *, policy_key: Callable[[], bytes], terms: BundleTerms
+) -> list[ApiRoute]:
+    """For `foundation.api.api_application`; see `NodeApi`."""
+    return NodeApi(authority, trust_domain, policy_key, terms).routes()
+
+
+def _node(call: Call) -> SpiffeId:
+    if call.caller.id.kind is not Kind.NODE:
+        raise Fault(Reason.KIND_NOT_ALLOWED)
+    return call.caller.id
+
+
+def _kind(text: str) -> str:
+    if text not in tuple(RecordKind):
+        raise Fault(Reason.MESSAGE_MALFORMED, f"expected one of {', '.join(RecordKind)}", field="query.kind")
+    return text
+
+
+def _document(kept: KeptRecord) -> dict[str, Any]:
+    record = kept.record
+    return {
+        "number": kept.number,
+        "node": str(kept.node),
+        "incarnation": kept.incarnation,
+        "sequence": kept.sequence,
+        "received_at": kept.received_at,
+        "at": record.at,
+        "kind": record.kind.value,
+        "body": dict(record.body),
+    }
