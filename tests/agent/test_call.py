@@ -175,3 +175,70 @@ async def test_nobody_there_is_told(tmp_path: Path, authority: SmallAuthority) -
     with pytest.raises(Fault) as caught:
         await call(Address("127.0.0.1", 1), context, Call("GET", "/"), lambda _chunk: None)
     assert caught.value.reason is Reason.SERVER_UNREACHABLE
+
+
+async def test_who_no_longer_waits_ends_the_call(tmp_path: Path, authority: SmallAuthority) -> None:
+    identity = await enrolled(tmp_path, authority, None)
+    asked, gone = asyncio.Event(), asyncio.Event()
+
+    async def silent(request: web.Request) -> web.Response:
+        asked.set()
+        while request.transport and not request.transport.is_closing():
+            await asyncio.sleep(0.01)
+        gone.set()
+        return web.Response()
+
+    context = client_context(identity, stored_key(identity.key, None))
+    async with gateway(authority, silent) as address:
+        waiting = asyncio.create_task(call(address, context, Call("GET", "/", seconds=None), lambda _chunk: None))
+        await asyncio.wait_for(asked.wait(), 10)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(gone.wait(), 10)
+        with pytest.raises(Fault, match="TimeoutError") as caught:
+            await call(address, context, Call("GET", "/", seconds=0.05), lambda _chunk: None)
+    assert caught.value.reason is Reason.SERVER_UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Call("GET", "/a b"),
+        Call("GET", "/a\r\nX: y"),
+        Call("GET", "/ä"),
+        Call("G T", "/"),
+        Call("GET", "/", (("X", "a\r\nb: c"),)),
+    ],
+)
+async def test_what_is_no_request_is_not_sent(tmp_path: Path, authority: SmallAuthority, request_: Call) -> None:
+    identity = await enrolled(tmp_path, authority, None)
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response()
+
+    context = client_context(identity, stored_key(identity.key, None))
+    async with gateway(authority, answer) as address:
+        with pytest.raises(Fault) as caught:
+            await call(address, context, request_, lambda _chunk: None)
+    assert caught.value.reason is Reason.REQUEST_MALFORMED
+    assert asked == []
+
+
+async def test_an_answer_shorter_than_it_says_is_cut_off(tmp_path: Path, authority: SmallAuthority) -> None:
+    identity = await enrolled(tmp_path, authority, None)
+
+    async def short(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "10"})
+        await response.prepare(request)
+        await response.write(b"first")
+        assert request.transport
+        request.transport.close()
+        return response
+
+    context = client_context(identity, stored_key(identity.key, None))
+    async with gateway(authority, short) as address:
+        with pytest.raises(Fault, match="cut off after 5 bytes"):
+            await call(address, context, Call("GET", "/"), lambda _chunk: None)
