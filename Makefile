@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:/usr/sbin:$(PATH)
 PACKAGES := foundation pki policies gateway agent
 
-.PHONY: help setup demo test check format generate bench profile attacks-proof fuzz differential h2spec clean
+.PHONY: help setup demo test check format generate bench profile agent-install attacks-proof fuzz differential h2spec clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -40,6 +40,9 @@ bench: setup ## measure, with peers in the same run; writes benchmarks/results/l
 profile: setup ## where the CPU of a request goes, by function; ARGS="--native --no-cache"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@$(BIN)/python -m benchmarks.profile $(ARGS)
+
+agent-install: setup ## install the agent alone into a fresh environment, and see that it runs
+	@deploy/dev/agent_install.sh
 
 attacks-proof: setup ## take out each defence, one at a time, and require that its test fails
 	@$(BIN)/python -m tests.attacks.proof.run $(ARGS)

@@ -14,7 +14,9 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from foundation.faults import Fault
+from foundation.reasons import Reason
 
+_OURS = ("foundation", "pki", "policies", "gateway", "agent")
 # command → (module of the package's typer app, what `sallyport --help` says)
 COMMANDS = {
     "init": ("gateway.cli", "init", "Make an authority and a commented sallyport.toml."),
@@ -46,13 +48,27 @@ class _Lazy(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
-        command = get_command(getattr(importlib.import_module(module), attribute or "app"))
+        command = get_command(getattr(_load(module), attribute or "app"))
         command.name = cmd_name
         return command
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+def _load(module: str) -> Any:
+    """The package's module. Raises `Fault(EXTRA_MISSING)` where what it stands on is not installed: a node needs less
+    than a server."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in _OURS:
+            raise
+        extra = "agent" if module.startswith("agent.") else "server"
+        detail = f"{missing} is not installed: pip install 'sallyport[{extra}]'"
+        raise Fault(Reason.EXTRA_MISSING, detail) from error
 
 
 # Rich help would import every package to print one line of each; rich tracebacks could show a secret among the locals.

@@ -332,6 +332,9 @@ class Reason(Enum):
     )
     TLS_KEY_UNUSABLE = _Text(500, "the key in the TPM cannot be used for TLS here", "see `sallyport doctor`")
 
+    EXTRA_MISSING = _Text(
+        500, "a package that this command needs is not installed", "install the extra that the message names"
+    )
     INTERNAL = _Text(500, "something went wrong on our side", "report it with the id in the response")
 
     def __init__(self, status: int, meaning: str, remedy: str) -> None:
