@@ -40,7 +40,7 @@ class PolicyDifference:
         """Whether the answer to `query` may be another than before."""
         if self._everything:
             return True
-        return any(self._changed(_grounded(path, query)) for path in self._paths)
+        return any(self._differs(path, query) for path in self._paths)
 
     def _routes(self) -> frozenset[str] | None:
         found: set[str] = set()
@@ -51,6 +51,20 @@ class PolicyDifference:
             names = {*_keys(_at(self._before, ground)), *_keys(_at(self._after, ground))}
             found.update(name for name in names if self._changed((*ground, name)))
         return frozenset(found)
+
+    def _differs(self, path: DataPath, query: Query) -> bool:
+        """Whether this query can see a change at `path`. Where its `input` has nothing, nothing is looked up: all that
+        can be seen is whether there is something to look it up in. Where that is no string, all that is there is meant.
+        """
+        found: list[str] = []
+        for key in path:
+            value = key if isinstance(key, str) else _value(query, key)
+            if value is _MISSING:
+                return (_at(self._before, tuple(found)) is _MISSING) != (_at(self._after, tuple(found)) is _MISSING)
+            if not isinstance(value, str):
+                break
+            found.append(value)
+        return self._changed(tuple(found))
 
     def _changed(self, path: tuple[str, ...]) -> bool:
         known = self._known.get(path)
@@ -66,17 +80,6 @@ def _ground(path: DataPath) -> tuple[str, ...]:
         if not isinstance(key, str):
             break
         found.append(key)
-    return tuple(found)
-
-
-def _grounded(path: DataPath, query: Query) -> tuple[str, ...]:
-    """`path` for this query. Where its `input` holds no string, all that stands there is meant."""
-    found: list[str] = []
-    for key in path:
-        value = key if isinstance(key, str) else _value(query, key)
-        if not isinstance(value, str):
-            break
-        found.append(value)
     return tuple(found)
 
 

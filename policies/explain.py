@@ -24,6 +24,7 @@ _FACTS = {
     "target.verdict": "the target's last attestation {found}",
     "target.attestation": "the target's attestation is of class {found}; the route asks for {needs}",
     "target.segment": "the target is in segment {found}; the caller's segment reaches {needs}",
+    "target.to": "the target is in segment {found}; the route leads to {needs}",
     "staleness": "the gateway's facts are {found}; the route takes {needs}",
 }
 # Facts of a refusal, and the sentence about them. The first one's presence decides.
@@ -148,6 +149,7 @@ class _Reader:
         texts += [_deny(item) for item in self._document.get("denies", ())]
         if not self._record["allow"]:
             texts += [f"grant {name} would allow it but for that" for name in self._document.get("covered_by", ())]
+        texts += placed(self._document.get("segments", {}))
         roles = self._document.get("roles_that_may", ())
         if roles and not self._record["allow"]:
             texts.append(f"roles that may call this: {', '.join(roles)}")
@@ -190,6 +192,25 @@ def grounds(facts: Mapping[str, Any]) -> list[str]:
         if names[0] in facts:
             found.append(sentence.format(*(_said(name, facts.get(name, "")) for name in names)))
     return found
+
+
+def placed(segments: Mapping[str, Any]) -> list[str]:
+    """Which segments both ends are in, by what, and which of them reach which; `segments` as `explain` tells it."""
+    texts = [
+        f"the {end} is in segment {name}, {_put_there(by)}"
+        for end in ("caller", "target")
+        for name, by in sorted(segments.get(end, {}).items())
+    ]
+    return texts + [f"segment {way['from']} reaches {way['to']}" for way in segments.get("ways", ())]
+
+
+def _put_there(by: Any) -> str:
+    if isinstance(by, str):
+        return "by its inventory record"
+    conditions = {f"label {key}": values for key, values in by.get("labels", {}).items()}
+    conditions |= {name.removesuffix("s"): values for name, values in by.items() if name != "labels"}
+    asked = (f"{name} {' or '.join(map(str, values))}" for name, values in sorted(conditions.items()))
+    return f"which selects {', '.join(asked)}"
 
 
 def _said(name: str, value: Any) -> str:

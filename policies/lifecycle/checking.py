@@ -16,6 +16,7 @@ import jsonschema
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from policies.compile import CAPABILITIES, Workshop, canonical_data, compile_policy
+from policies.lifecycle.segments_yaml import LABEL_RULES
 from policies.lifecycle.workspace import DEFAULT_POLICY, Workspace, read_files
 from policies.settings import CompileSettings
 
@@ -119,14 +120,15 @@ def _test(item: Mapping[str, Any]) -> RegoTest:
 
 
 def _coverage(covered: Mapping[str, Any], workspace: Workspace) -> tuple[float, tuple[str, ...]]:
-    """Over the policy's own lines; a file that no test touched counts with one line."""
+    """Over the policy's own lines; a file that no test touched counts with one line. Rules made of a template count as
+    that does."""
     lines, missed = 0, list[str]()
-    for path in (*workspace.rego, *workspace.idle):
+    for path in {*workspace.rego, *workspace.idle} - {LABEL_RULES}:
         report = covered.get(f"rego/{path}", {"not_covered": [{"start": {"row": 1}, "end": {"row": 1}}]})
         without = _rows(report.get("not_covered", ()))
         lines += len(without | _rows(report.get("covered", ())))
         missed += [f"{path}:{row}" for row in sorted(without)]
-    return 100.0 * (lines - len(missed)) / max(lines, 1), tuple(missed)
+    return 100.0 * (lines - len(missed)) / max(lines, 1), tuple(sorted(missed))
 
 
 def _rows(ranges: Any) -> set[int]:

@@ -116,6 +116,10 @@ def _row(item: Fields, route: Route, segments: frozenset[str], least: Attestatio
         row["tiers"] = read_tiers(item)
     if item.has("segments"):
         row["segments"] = list(_some_of(item, "segments", tuple(sorted(segments))))
+    if item.has("to"):
+        if route.type is not RouteType.STREAM:
+            raise item.fault("to", "only a stream leads to a node, which is in a segment")
+        row["to"] = list(_some_of(item, "to", tuple(sorted(segments))))
     return row
 
 

@@ -2,7 +2,7 @@
 
     routes.yaml     routes and what each asks of whoever uses it
     grants.yaml     roles, grants and denies
-    segments.yaml   segments, and which of them reach which by streams
+    segments.yaml   segments: which reach which by streams, which nodes they select, where those live
     api.yaml        optional: who may call our own API, instead of policies/rego/api.yaml
     rules/*.rego    optional: own rules, `package sallyport.custom`, which can only deny; `*_test.rego` beside them
     policy/*.rego   optional: a whole policy of their own, instead of policies/rego
@@ -28,6 +28,14 @@ from foundation.reasons import Reason
 from policies.lifecycle.findings import Findings
 from policies.lifecycle.grants_yaml import Grants, Known, read_grants
 from policies.lifecycle.routes_yaml import Routes, read_routes
+from policies.lifecycle.segments_yaml import (
+    LABEL_RULES,
+    LABEL_TEMPLATE,
+    Segments,
+    label_rules,
+    read_segments,
+    selector_rows,
+)
 from policies.lifecycle.strict_yaml import Document
 from policies.routes import Route
 
@@ -35,8 +43,10 @@ DEFAULT_POLICY = Path(__file__).parent.parent / "rego"
 MAX_FILES = 256
 MAX_FILE_BYTES = 2 << 20
 _SOURCES = ("*.yaml", "rules/*.rego", "policy/*.rego")
-# Files of the default policy, and the field of a grant or deny without which their rules are never true.
+# Files of the default policy, and the field without which their rules are never true: first of grants and denies.
 _ASKED_FOR = {"denying_names.rego": "names", "matching_sites.rego": "sites"}
+_ASKED_FOR_BY_SELECTORS = {"selecting_labels.rego": "labels", "selecting_sites.rego": "sites"}
+_SELECTING = "selecting.rego"
 _OWN_PACKAGE = re.compile(rb"package sallyport\.custom(\.[a-z_][a-z0-9_]*)*")
 _API_ENTRY = re.compile(r"(\*|[a-z][a-z-]*)(\.(\*|[a-z][a-z-]*))?", re.ASCII)
 
@@ -69,17 +79,19 @@ def load_workspace(
     """The workspace in `files` (relative path to content) over `default_policy`, in which no route is content with less
     than `least`. Raises `WorkspaceInvalid`."""
     findings = Findings()
-    segments = _read_segments(findings.parse(files, "segments.yaml"), findings)
-    routes = read_routes(findings.parse(files, "routes.yaml"), findings, frozenset(segments), least)
+    segments = read_segments(findings.parse(files, "segments.yaml"), findings)
+    routes = read_routes(findings.parse(files, "routes.yaml"), findings, frozenset(segments.reaches), least)
     api = _read_api(findings.parse({**default_policy, **files}, "api.yaml"), findings)
-    known = Known(routes.types, frozenset(segments), frozenset(api["roles"]))
+    known = Known(routes.types, frozenset(segments.reaches), frozenset(api["roles"]))
     grants = read_grants(findings.parse(files, "grants.yaml"), findings, known)
     sources = _sources(files, default_policy, findings)
     if findings.faults:
         raise WorkspaceInvalid(tuple(findings.faults))
     tests = {path: text for path, text in sources.items() if path.endswith("_test.rego")}
-    idle = {path: text for path, text in sources.items() if path in _idle(grants)}
+    idle = {path: text for path, text in sources.items() if path in _idle(grants, segments)}
     rego = {path: text for path, text in sources.items() if path not in tests and path not in idle}
+    if LABEL_TEMPLATE in sources and segments.labels:
+        rego[LABEL_RULES] = label_rules(sources[LABEL_TEMPLATE], segments.labels)
     return Workspace(tuple(routes.routes.values()), _data(routes, grants, segments, api), rego, tests, idle)
 
 
@@ -114,28 +126,19 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _data(routes: Routes, grants: Grants, segments: Mapping[str, list[str]], api: Mapping[str, Any]) -> dict[str, Any]:
-    rows = {"routes": routes.rows, "grants": grants.granted, "denies": grants.denied, "segments": segments, "api": api}
+def _data(routes: Routes, grants: Grants, segments: Segments, api: Mapping[str, Any]) -> dict[str, Any]:
+    rows = {
+        "routes": routes.rows,
+        "grants": grants.granted,
+        "denies": grants.denied,
+        "segments": segments.reaches,
+        "api": api,
+    }
+    if segments.selectors:
+        rows["selectors"] = selector_rows(segments)
+    if segments.networks:
+        rows["networks"] = segments.networks
     return {"workspace": rows}
-
-
-def _read_segments(document: Document, findings: Findings) -> dict[str, list[str]]:
-    """Segment to the segments that it reaches by streams. A segment does not reach itself unless it says so."""
-    found: dict[str, list[str]] = {}
-
-    def read(item: Fields) -> None:
-        name = findings.name(item, "name", taken=found)
-        item.text("about", "")
-        found[name] = sorted(set(item.texts("reaches", ())))
-
-    with findings.collecting(document):
-        fields = document.fields()
-        findings.each(document, fields, "segments", read)
-        fields.finish()
-    for name, reached in found.items():
-        for other in set(reached) - set(found):
-            findings.add(document, f"segments.{name}", f"segment {name} reaches {other!r}, which is no segment")
-    return found
 
 
 def _read_api(document: Document, findings: Findings) -> dict[str, dict[str, list[str]]]:
@@ -171,12 +174,15 @@ def _sources(files: Mapping[str, bytes], default: Mapping[str, bytes], findings:
     return {**(own or {path: text for path, text in default.items() if path.endswith(".rego")}), **rules}
 
 
-def _idle(grants: Grants) -> frozenset[str]:
+def _idle(grants: Grants, segments: Segments) -> frozenset[str]:
     """The rules that read what no row of the data asks about. What policy does not read is in no decision's key:
-    without those on names and sites, identities that are alike share their decisions."""
+    without those on names and sites, identities that are alike share their decisions. Of labels, only those that
+    selectors name are asked about, by rules made of the template."""
     granted = (row for roles in grants.granted.values() for rows in roles.values() for row in rows)
     named = {field for row in (*granted, *chain(*grants.denied.values())) for field in row}
-    return frozenset(path for path, field in _ASKED_FOR.items() if field not in named)
+    idle = {path for path, field in _ASKED_FOR.items() if field not in named}
+    idle |= {path for path, field in _ASKED_FOR_BY_SELECTORS.items() if field not in segments.conditions}
+    return frozenset({LABEL_TEMPLATE, *idle, *(() if segments.selectors else (_SELECTING,))})
 
 
 def _check_package(path: str, text: bytes, findings: Findings) -> None:

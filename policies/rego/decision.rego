@@ -5,6 +5,7 @@
 #     requirements.rego  what a route asks of whoever uses it
 #     denying.rego       explicit denies, which override every grant
 #     granting.rego      grants, and which of them decides
+#     segments.rego      which segments both ends are in, and which reach which; selectors are in selecting*.rego
 #     matching.rego      how a grant or a deny is compared with a request
 #     own_api.rego       who may call Sallyport's own API
 #     explain.rego       for people: what failed, and which grants came near
@@ -20,6 +21,7 @@
 #   - data.workspace.grants: schema.data.grants
 #   - data.workspace.denies: schema.data.denies
 #   - data.workspace.segments: schema.data.segments
+#   - data.workspace.selectors: schema.data.selectors
 #   - data.workspace.api: schema.data.api
 package sallyport
 

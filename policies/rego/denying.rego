@@ -3,6 +3,7 @@
 package sallyport.denying
 
 import data.sallyport.matching
+import data.sallyport.segments
 
 overridden if {
 	some deny in data.workspace.denies[input.route]
@@ -38,7 +39,7 @@ role(deny) if {
 
 segment(deny) if not deny.segments
 
-segment(deny) if input.identity.segment in deny.segments
+segment(deny) if segments.caller_in(deny.segments)
 
 # What a deny that does name identities asks is in denying_names.rego.
 name(deny) if not deny.names

@@ -7,6 +7,7 @@ import data.sallyport.granting
 import data.sallyport.matching
 import data.sallyport.own_api
 import data.sallyport.requirements
+import data.sallyport.segments
 
 # METADATA
 # scope: document
@@ -14,6 +15,7 @@ import data.sallyport.requirements
 explain := {
 	"decision": decision,
 	"failed": [fact | some [_, code] in sort(unmet); some fact in sort(facts[code]); not fact.found in fact.needs],
+	"segments": placed,
 	"denies": sort(matching_denies),
 	"near_misses": array.slice([miss | some [_, _, _, miss] in sort(misses)], 0, 5),
 	"covered_by": [grant.id | grant := granting.best],
@@ -43,13 +45,38 @@ facts.posture_insufficient contains fact(
 
 facts.tier_insufficient contains fact("identity.tier", input.identity.tier, requirements.route.tiers)
 
-facts.segment_forbidden contains fact("identity.segment", input.identity.segment, requirements.route.segments)
+facts.segment_forbidden contains fact("identity.segment", listed(segments.caller), requirements.route.segments) if {
+	not segments.caller_in(requirements.route.segments)
+}
 
-facts.segment_forbidden contains fact("target.segment", input.target.segment, reached)
+facts.segment_forbidden contains fact("target.to", listed(segments.target), requirements.route.to) if {
+	input.target
+	not segments.target_in(requirements.route.to)
+}
+
+facts.segment_forbidden contains fact("target.segment", listed(segments.target), sort(reached)) if {
+	input.target
+	requirements.caller_segment_allowed
+	not segments.target_in(reached)
+}
 
 facts.staleness_exceeded contains fact("staleness", input.staleness, requirements.tolerated)
 
-reached := object.get(data.workspace.segments, input.identity.segment, [])
+reached contains name if {
+	some here, _ in segments.caller
+	segments.from(here)
+	some name in data.workspace.segments[here]
+	segments.to(name)
+}
+
+listed(names) := concat(", ", sort(object.keys(names)))
+
+# Where the route asks about segments: those of both ends, what put them there, and the ways between them.
+placed := {"caller": segments.caller, "target": segments.target, "ways": sort(segments.ways)} if {
+	requirements.route.type == "stream"
+} else := {"caller": segments.caller, "target": {}, "ways": []} if {
+	requirements.route.segments
+} else := {"caller": {}, "target": {}, "ways": []}
 
 fact(name, found, needs) := {"fact": name, "found": found, "needs": needs}
 

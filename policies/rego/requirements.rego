@@ -3,6 +3,8 @@
 # A fact that is missing meets no condition.
 package sallyport.requirements
 
+import data.sallyport.segments
+
 route := data.workspace.routes[input.route]
 
 failed contains [1, "kind_not_allowed"] if not kind_allowed
@@ -60,7 +62,8 @@ tier_allowed if input.identity.kind != "node"
 
 tier_allowed if input.identity.tier in route.tiers
 
-# 5. A route without `segments` takes callers from all. A stream needs a segment that reaches the target's segment.
+# 5. A route without `segments` takes callers from all, a stream without `to` targets in all; but a stream always needs a
+# segment of the caller's that reaches one of the target's.
 segment_allowed if {
 	caller_segment_allowed
 	route.type == "http"
@@ -68,7 +71,7 @@ segment_allowed if {
 
 segment_allowed if {
 	caller_segment_allowed
-	input.target.segment in data.workspace.segments[input.identity.segment]
+	segments.reached
 }
 
 caller_segment_allowed if not route.segments
@@ -78,7 +81,7 @@ caller_segment_allowed if {
 	input.identity.segment == ""
 }
 
-caller_segment_allowed if input.identity.segment in route.segments
+caller_segment_allowed if segments.caller_in(route.segments)
 
 # 6. How old the gateway's facts may be: none but fresh for a `critical` route, stale for a `standard` one, any age for a
 # `tolerant` one, where only the ends of certificate, attestation and grant close it.

@@ -23,7 +23,7 @@ from policies.wasm import WasmEngine
 from tests.fakes.clock import ManualClock
 from tests.support.engines import compiled, small
 from tests.support.opa import OpaProcess
-from tests.support.policy import starter
+from tests.support.policy import starter, workspace
 from tests.support.workspaces import node, query
 
 Load = Callable[[CompiledPolicy], Awaitable[PolicyEngine]]
@@ -138,6 +138,41 @@ async def test_all_agree_on_what_is_explained(load: Load) -> None:
     for asked in _queries(random.Random(4), 30):
         assert await engine.explain(asked.to_input()) == await reference.explain(asked.to_input())
     reference.stop()
+
+
+async def test_all_agree_on_segments_by_selector(load: Load) -> None:
+    policy = compiled_segments()
+    engine, reference = await load(policy), WasmEngine(policy, PolicySettings(decision_timeout=5.0))
+    allowed = 0
+    for asked in _streams(random.Random(5), 150):
+        expected = reference.decide_now(asked)
+        assert await engine.decide(asked) == expected, asked
+        allowed += expected.allow
+        if len(asked.identity.labels) == 2:
+            assert await engine.explain(asked.to_input()) == await reference.explain(asked.to_input())
+    reference.stop()
+    assert 10 < allowed < 140
+
+
+@functools.cache
+def compiled_segments() -> CompiledPolicy:
+    found = workspace(
+        routes="routes: [{name: r, type: stream, service: s, kinds: [node, operator], to: [db, north]}]",
+        grants="roles: {agent: a}\ngrants: [{id: g, role: agent, route: r, expires: 2030-01-01}]",
+        segments="segments: [{name: web, reaches: [db]}, {name: db, select: {labels: {role: [db], 'a/b.c': [x]}}},"
+        " {name: north, select: {sites: [n], tiers: [1, 2]}, reaches: [north, db]}, {name: big, select: {tiers: [1]}}]",
+    )
+    return compile_policy(found.rego, found.data, CompileSettings())
+
+
+def _streams(chance: random.Random, count: int) -> Iterator[Query]:
+    for _ in range(count):
+        labels = {key: chance.choice(("db", "x")) for key in ("role", "a/b.c", "other") if chance.random() < 0.8}
+        site, segment = chance.choice(("n", "s")), chance.choice(("web", "web", ""))
+        target = node("t", chance.choice(("db", "")), labels=labels, site=site, tier=chance.choice((1, 2, 3)))
+        own = dict(list(labels.items())[::-1])
+        yield query("r", path=(), roles=("agent",), segment=segment, site=chance.choice(("n", "s")), labels=own,
+                    tier=chance.choice((1, 3)), target=target, target_posture=query().posture)  # fmt: skip
 
 
 @functools.cache
