@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from agent.tpm_values import Attested, EndorsementKey, TlsKeyFile
+from agent.tpm_values import Attested, EndorsementKey, SealedSecret, TlsKeyFile
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.wire.enrolment import PcrSelection
@@ -27,7 +27,7 @@ from foundation.wire.enrolment import PcrSelection
 try:
     from tpm2_pytss import ESAPI, TSS2_Exception
 
-    from agent import tpm_commands
+    from agent import tpm_commands, tpm_sealing
 except (ImportError, OSError):  # tpm2-pytss is an extra: a node without a TPM does without
     tpm_commands = None  # type: ignore[assignment]
 
@@ -85,6 +85,14 @@ class Tpm:
     def sign(self, key: TlsKeyFile, digest: bytes) -> bytes:
         """A TPMT_SIGNATURE by `key` over a SHA-256 digest."""
         return self._do(lambda: self._connected(lambda: self._sign(key, digest)))
+
+    def seal(self, selection: PcrSelection, secret: bytes) -> SealedSecret:
+        """`secret` (at most `MAX_SEALED_BYTES`), sealed to what the PCRs of `selection` hold now."""
+        return self._command(lambda: tpm_sealing.seal(self._esapi, selection, secret))
+
+    def unseal(self, selection: PcrSelection, sealed: SealedSecret) -> bytes:
+        """The secret again. Raises `Fault(BUNDLE_SEALED)` by another TPM, or when the PCRs hold something else."""
+        return self._command(lambda: tpm_sealing.unseal(self._esapi, selection, sealed))
 
     def close(self) -> None:
         """Unload and disconnect. A closed TPM refuses everything."""

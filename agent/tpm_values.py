@@ -39,3 +39,14 @@ class Attested:
 
     attest: bytes
     signature: bytes
+
+
+MAX_SEALED_BYTES = 128  # TPM 2.0 Part 2 §11.1.14, MAX_SYM_DATA
+
+
+@dataclass(frozen=True, slots=True)
+class SealedSecret:
+    """A secret that one TPM gives back in one boot state: TPM2B_PUBLIC and TPM2B_PRIVATE, marshalled."""
+
+    public: bytes
+    private: bytes

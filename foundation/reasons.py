@@ -325,6 +325,14 @@ class Reason(Enum):
         503, "the server cannot be reached, or did not answer", "check address, port and network; run it again"
     )
     NOT_ENROLLED = _Text(500, "this node is not enrolled", "run `sallyport node enrol`")
+    BUNDLE_SEALED = _Text(
+        500,
+        "what this node keeps was sealed by another TPM, or in another boot state",
+        "nothing, after an update of firmware or boot loader: the authority gives it anew; otherwise inspect the node",
+    )
+    BUNDLE_MISSING = _Text(
+        503, "this node has no bundle to decide by", "restore the link to the authority: the node fetches one"
+    )
     SERVICE_NOT_OFFERED = _Text(
         403,
         "the target node does not offer this service on this route",
