@@ -19,6 +19,7 @@ from typing import Any
 from foundation.identifiers import SpiffeId
 from foundation.identity import IdentityRecord, State
 from foundation.reasons import Reason
+from policies.segments import segments_of
 
 _STREAM = "stream"
 
@@ -62,9 +63,9 @@ class Offer:
         workspace: Mapping[str, Any] = data.get("workspace", {})
         rows: Mapping[str, Mapping[str, Any]] = workspace.get("routes", {})
         streams = {name: row for name, row in rows.items() if row.get("type") == _STREAM}
-        reaching = _reaching(workspace.get("segments", {}), record.segment)
+        own = segments_of(data, record)
         offered = {
-            name: Offered(row["service"], frozenset(row.get("kinds", ())), _callers(row, reaching))
+            name: Offered(row["service"], frozenset(row.get("kinds", ())), _callers(row, workspace, own))
             for name, row in streams.items()
             if row.get("service") in services and record.state is State.ACTIVE
         }
@@ -95,14 +96,9 @@ NOTHING = Offer("", MappingProxyType({}), frozenset(), 0)
 """What a node without a bundle offers."""
 
 
-def _reaching(segments: Mapping[str, Any], own: str) -> frozenset[str]:
-    """The segments from which `own` is reached."""
-    return frozenset(name for name, reached in segments.items() if own in _reached(reached))
-
-
-def _reached(value: Any) -> frozenset[str]:
-    return frozenset(value.get("reaches", ()) if isinstance(value, Mapping) else value)
-
-
-def _callers(row: Mapping[str, Any], reaching: frozenset[str]) -> frozenset[str]:
-    return reaching & frozenset(row["segments"]) if "segments" in row else reaching
+def _callers(row: Mapping[str, Any], workspace: Mapping[str, Any], own: frozenset[str]) -> frozenset[str]:
+    """The segments that the route takes callers from and that reach one of `own` to which it leads."""
+    segments: Mapping[str, Any] = workspace.get("segments", {})
+    led_to = own.intersection(row.get("to", own))
+    reaching = frozenset(name for name, reached in segments.items() if led_to.intersection(reached))
+    return reaching.intersection(row.get("segments", reaching))

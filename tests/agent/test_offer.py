@@ -106,3 +106,37 @@ def test_whatever_it_takes_the_revision_says(opening: Opening) -> None:
         allowed = set(row.get("segments", segments))
         assert any("edge" in segments[each] for each in allowed.intersection(opening.segments))
         assert opening.revision >= 5
+
+
+SELECTED = workspace(
+    routes="""
+routes:
+  - {name: database, type: stream, service: postgres, kinds: [node]}
+  - {name: copies, type: stream, service: postgres, kinds: [node], to: [replica]}
+""",
+    segments="""
+segments:
+  - {name: web, reaches: [database]}
+  - {name: report, reaches: [replica]}
+  - {name: database, select: {labels: {role: [db, replica]}}}
+  - {name: replica, select: {labels: {role: [replica]}, sites: [s1]}}
+""",
+    grants="grants: []",
+).data
+
+
+@pytest.mark.parametrize(
+    ("labels", "site", "callers", "copiers"),
+    [
+        ({"role": "db"}, "s1", {"web"}, set()),
+        ({"role": "replica"}, "s1", {"web", "report"}, {"report"}),
+        ({"role": "replica"}, "s2", {"web"}, set()),
+        ({}, "s1", set(), set()),
+    ],
+)
+def test_selectors_put_this_node_in_segments_that_others_reach(
+    labels: dict[str, str], site: str, callers: set[str], copiers: set[str]
+) -> None:
+    offer = Offer.of(SELECTED, replace(NODE, segment="", labels=labels, site=site), ["postgres"])
+    assert offer.routes["database"].segments == callers
+    assert offer.routes["copies"].segments == copiers

@@ -21,6 +21,7 @@ from policies.lifecycle.checking import check, require_tests, run_tests
 from policies.lifecycle.segments_yaml import LABEL_RULES, label_rules
 from policies.lifecycle.workspace import Workspace, WorkspaceInvalid, default_policy
 from policies.model import Query
+from policies.segments import segments_of
 from policies.settings import CompileSettings
 from policies.wasm import WasmEngine
 from tests.support.engines import put_data
@@ -307,6 +308,8 @@ def test_the_policy_does_what_the_documentation_says(
     for caller, target in pairs:
         asked = pair_of(caller, target)
         assert engine.decide_now(asked).allow is model.reached(caller, target)
+        assert asked.target is not None
+        assert segments_of(modelled(model).data, asked.target) == model.of(target)
         told = engine.explain_now(asked.to_input())["segments"]
         assert (set(told["caller"]), set(told["target"])) == (model.of(caller), model.of(target))
         assert bool(told["ways"]) is model.reached(caller, target)
