@@ -50,6 +50,8 @@ class Certificates:
         self._contexts: _Contexts | None = None
         self._read = (b"", b"")
         self.leaf: x509.Certificate | None = None
+        self.authorities: tuple[x509.Certificate, ...] = ()
+        """The CAs that stand behind the leaf in what we present, and the root."""
 
     def load(self) -> bool:
         """Read certificate, key and root anew; whether they were others. Raises `Fault(FILE_UNREADABLE |
@@ -57,7 +59,8 @@ class Certificates:
         try:
             read, root = self.pair.certificate.read_bytes(), self.root.read_bytes()
             read += self.calling.certificate.read_bytes()
-            leaf = x509.load_pem_x509_certificate(read)
+            leaf, *chain = x509.load_pem_x509_certificates(self.pair.certificate.read_bytes())
+            chain += x509.load_pem_x509_certificates(root)
         except (OSError, ValueError) as error:
             raise Fault(Reason.FILE_UNREADABLE, "no certificate and root", field=str(self.pair.certificate)) from error
         if (read, root) == self._read:
@@ -69,7 +72,7 @@ class Certificates:
             strangers=server_context(self.pair, client_roots=None, present=root),
             client=client_context(root, pair=self.calling),
         )
-        self._read, self.leaf = (read, root), leaf
+        self._read, self.leaf, self.authorities = (read, root), leaf, tuple(chain)
         self.generation += 1
         self.changed()
         return True

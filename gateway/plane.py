@@ -11,8 +11,12 @@ from foundation.decisionlog.log import DecisionLog
 from foundation.decisionlog.settings import DecisionLogSettings
 from foundation.fields import Fields
 from foundation.telemetry import Telemetry, TelemetrySettings
+from foundation.wire.tunnel import PROTOCOL, RELAY_PROTOCOL
 from gateway.access.log import AccessLog
 from gateway.access.settings import AccessLogSettings
+from gateway.broker.parts import BrokerParts
+from gateway.broker.settings import BrokerSettings
+from gateway.broker.siblings import SiblingTable
 from gateway.configuration import Configuration, Role, SystemSettings
 from gateway.identity import Certificates
 from gateway.metrics import GatewayMetrics
@@ -41,6 +45,7 @@ from policies.staleness import StalenessSettings
 MASK_KEY = "decision-mask.key"
 SEATS = "seats"  # how many connections identities have, at all workers
 SIBLINGS = "siblings"  # which worker holds which node's tunnel
+RELAY_FOLDER = "relay"  # the sockets by which workers reach each other's tunnels
 RATES = "rates"  # what identities have used up of their rates, for all workers
 SHADOW_FOLDER = "shadow"
 
@@ -89,7 +94,14 @@ class PlaneSettings:
     staleness: StalenessSettings
     overload: OverloadSettings
     streams: StreamSettings
+    broker: BrokerSettings
     access: AccessLogSettings
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """What the data plane's listener offers by ALPN (RFC 7301), the best first."""
+        tunnels = (PROTOCOL, RELAY_PROTOCOL) if self.broker.enabled else ()
+        return (*tunnels, *self.http2.protocols)
 
     @classmethod
     def parse(cls, configuration: Configuration, role: Role | None = None) -> PlaneSettings:
@@ -108,6 +120,7 @@ class PlaneSettings:
             staleness=StalenessSettings.parse(gateway.section("staleness", optional=True)),
             overload=OverloadSettings.parse(gateway.section("overload", optional=True)),
             streams=StreamSettings.parse(gateway.section("streams", optional=True)),
+            broker=BrokerSettings.parse(gateway.section("broker", optional=True)),
             access=AccessLogSettings.parse(section("access_log")),
         )
         gateway.finish()
@@ -140,6 +153,8 @@ class Plane:
     telemetry: Telemetry
     cuts: CutTimes
     access: AccessLog | None
+    services: ConnectionServices
+    broker: BrokerParts | None
 
 
 def build_plane(
@@ -166,6 +181,7 @@ def build_plane(
     path = settings.access.path
     access = None if path is None else AccessLog(path, settings.access, time, metrics.unlogged)
     PoolMetrics(telemetry.registry, upstreams.overview)
+    broker = _build_broker(settings, store, certificates, time, number)
     services = ConnectionServices(
         settings.listener,
         settings.system.trust_domain,
@@ -182,6 +198,17 @@ def build_plane(
         Overload(settings.overload),
         settings.http2,
         Seats.shared(settings.system.state / SEATS, number),
+        {} if broker is None else broker.protocols,
     )
     listener = Listener(certificates.data_plane, services)
-    return Plane(store, registry, upstreams, listener, metrics, telemetry, cuts, access)
+    return Plane(store, registry, upstreams, listener, metrics, telemetry, cuts, access, services, broker)
+
+
+def _build_broker(
+    settings: PlaneSettings, store: SnapshotStore, certificates: Certificates, time: Clock, number: int
+) -> BrokerParts | None:
+    if not settings.broker.enabled:
+        return None
+    state = settings.system.state
+    table = SiblingTable.shared(state / SIBLINGS, number)
+    return BrokerParts(settings.broker, table, state / RELAY_FOLDER, number, store, certificates, time)

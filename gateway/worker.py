@@ -111,7 +111,7 @@ class Worker:
         async with AsyncExitStack() as stack:
             time = TrustTime(SystemClock(), None, order.now)
             certificates = Certificates(
-                KeyPair(Path(order.certificate), Path(order.key)), Path(order.root), settings.http2.protocols
+                KeyPair(Path(order.certificate), Path(order.key)), Path(order.root), settings.protocols
             )
             certificates.load()
             mask = Mask.open(settings.system.state / MASK_KEY)
@@ -123,6 +123,8 @@ class Worker:
                 chores = [group.create_task(plane.registry.run()), group.create_task(collect_seldom(time))]
                 if plane.access is not None:
                     chores.append(group.create_task(plane.access.run()))
+                if plane.broker is not None:
+                    chores.append(group.create_task(plane.broker.run()))
                 await self._over.wait()
                 await plane.listener.drain(self._ending.seconds, self._ending.grace)
                 for chore in chores:
@@ -177,6 +179,9 @@ async def _open_plane(
     stack.push_async_callback(log.close)
     plane = build_plane(settings, certificates, time, log, telemetry, metrics, order.number)
     stack.push_async_callback(plane.upstreams.close)
+    if plane.broker is not None:
+        await plane.broker.listen(plane.services)
+        stack.push_async_callback(plane.broker.close)
     stack.push_async_callback(plane.listener.close)
     return plane
 

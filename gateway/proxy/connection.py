@@ -17,7 +17,6 @@ from gateway.proxy.http1 import RequestHead
 from gateway.proxy.identify import Caller, Peer, identify
 from gateway.proxy.normalise import canonical
 from gateway.proxy.record import entry_of
-from gateway.proxy.refusal import Refusal, refusal
 from gateway.proxy.services import ConnectionServices
 
 WRITE_HIGH_WATER = 256 << 10
@@ -126,8 +125,8 @@ class ClientConnection(asyncio.Protocol):
             raise Fault(Reason.OVERLOADED)
         return HttpExchange(client, head, request, route)
 
-    def _record_refusal(self, fault: Fault, method: bytes, target: bytes, then: Callable[[Refusal], None]) -> None:
-        """Put on record that something is no request, or has no route; `then` tells it."""
+    def _record_refusal(self, fault: Fault, method: bytes, target: bytes, then: Callable[[Fault, str], None]) -> None:
+        """Put on record that something is no request, or has no route; `then` tells why, and by which decision."""
         services = self.services
         decision = services.decider.refuse(fault.reason, no_request(fault))
 
@@ -136,7 +135,7 @@ class ClientConnection(asyncio.Protocol):
             services.metrics.answered("", told.reason, told.reason.status, 0.0)
             if services.access is not None:
                 services.access(self._refused(method, target, told.reason, decision.id))
-            then(refusal(told, decision.id))
+            then(told, decision.id)
 
         services.records.before(
             entry_of(decision, self.caller.text, method, target, None, services.clock.now()), answer
@@ -198,5 +197,5 @@ class ClientConnection(asyncio.Protocol):
         self._registered = True
 
 
-def _told_already(told: Refusal) -> None:
+def _told_already(told: Fault, decision: str) -> None:
     """The connection itself is refused, and that was told when it came."""

@@ -8,7 +8,6 @@ client's protocol says it is the client's affair (`gateway.proxy.client.Client`)
 from __future__ import annotations
 
 import asyncio
-import logging
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
@@ -16,75 +15,55 @@ from foundation.trace import TraceContext
 from gateway.access.lines import Access
 from gateway.proxy.assertion import PLAIN
 from gateway.proxy.client import Client
+from gateway.proxy.deciding import Deciding
 from gateway.proxy.headers import value_of
 from gateway.proxy.http1 import CHUNKED, RequestHead, ResponseHead
 from gateway.proxy.http1_write import chunks, request_head, trace_lines
-from gateway.proxy.record import entry_of
+from gateway.proxy.route import RouteTable
 from gateway.proxy.upgrade import check_switched
 from gateway.proxy.upstream_connection import UpstreamConnection
-from gateway.streams.registry import Exchange
 from gateway.upstreams.budget import Failure, is_repeatable
 from gateway.upstreams.endpoint import Endpoint
 from gateway.upstreams.pool import Repeats
-from policies.model import CanonicalRequest, Decision, Denial, Permit
+from policies.model import CanonicalRequest, Permit
 from policies.routes import Route
 from policies.upstreams import Destination, IdentityHeader
 
-MAX_TRIES = 3
 NEVER = float("inf")
 _FIRST_ERROR = 500
 _UNAVAILABLE = 503
-_LOG = logging.getLogger(__name__)
 
 
-class HttpExchange:
+class HttpExchange(Deciding):
     """Implements `upstream_connection.Sink`. `due` is when it has waited for too long (monotonic seconds)."""
 
     __slots__ = (
         "_begun",
         "_blocked",
         "_body_done",
-        "_caller",
         "_client",
-        "_decided_at_generation",
-        "_decision",
         "_dial",
-        "_guard",
         "_head",
         "_permit",
         "_received",
         "_repeats",
-        "_request",
         "_retried",
-        "_route",
         "_sent",
-        "_services",
         "_span",
         "_status",
-        "_tries",
         "_tunnel",
         "_upstream",
-        "_waiting",
         "due",
-        "over",
     )
 
     def __init__(self, client: Client, head: RequestHead, request: CanonicalRequest, route: Route) -> None:
+        super().__init__(client.services, client.caller, request, route, self._cut)
         self._client = client
-        self._caller = caller = client.caller
-        self._services = client.services
         self._head = head
-        self._request = request
-        self._route = route
         self._body_done = head.length == 0  # all of the request's body went upstream
-        self._guard = Exchange(caller.peer, self._cut)
-        self._decision: Decision | None = None
         self._permit: Permit | None = None
         self._upstream: UpstreamConnection | None = None
-        self._waiting: asyncio.Task[None] | None = None  # for the engine
         self._dial: asyncio.Task[None] | None = None
-        self._tries = 0
-        self._decided_at_generation = 0
         self._received = self._sent = 0  # bytes of bodies, or of a tunnel
         self._retried = False  # on a fresh connection, as an idle one had died
         self._repeats: Repeats | None = None
@@ -94,14 +73,11 @@ class HttpExchange:
         self._begun = self._services.clock.monotonic()
         self._span = self._services.spans("exchange", TraceContext.parse(head.traceparent.decode("latin-1")))
         self.due = NEVER
-        self.over = False
 
     @property
     def buffered(self) -> int:
         """Bytes that are held for the upstream, or came from it and were not passed on."""
         return self._upstream.buffered if self._upstream is not None else 0
-
-    # --- decide and record --------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Register, then decide."""
@@ -109,71 +85,11 @@ class HttpExchange:
         self._span.stage("decide")
         self._decide()
 
-    def _decide(self) -> None:
-        self._tries += 1
-        self._decided_at_generation = self._guard.generation
-        services = self._services
-        decision = services.decider.decide_now(self._caller.peer, self._request, self._route, self._guard)
-        if decision is None:
-            self._waiting = asyncio.get_running_loop().create_task(self._ask())
-        else:
-            self._record(decision)
+    def _named(self) -> tuple[bytes, bytes]:
+        return self._head.method, self._head.target
 
-    async def _ask(self) -> None:
-        decider = self._services.decider
-        try:
-            decision = await decider.decide(self._caller.peer, self._request, self._route, self._guard)
-        except Exception:
-            _LOG.exception("a decision failed: it is a denial")
-            decision = decider.refuse(Reason.INTERNAL)
-        self._waiting = None
-        if self._guard.generation == self._decided_at_generation:
-            self._record(decision)
-        else:
-            self._decide_anew()
-
-    def _record(self, decision: Decision) -> None:
-        self._decision = decision
-        head, now = self._head, self._services.clock.now()
-        entry = entry_of(decision, self._caller.text, head.method, head.target, self._route, now)
-        self._services.records.before(entry, self._recorded)
-
-    def _recorded(self, fault: Fault | None) -> None:
-        decision = self._decision
-        if self.over or decision is None:
-            return
-        if fault is not None:
-            self.refuse(fault)
-        elif isinstance(decision, Denial):
-            self.refuse(Fault(decision.reason))
-        elif self._still_stands():
-            self._forward(decision)
-
-    def _still_stands(self) -> bool:
-        """Whether nothing touched this exchange since its decision; otherwise it is decided again."""
-        if self._guard.generation == self._decided_at_generation:
-            return True
-        self._decide_anew()
-        return False
-
-    def _decide_anew(self) -> None:
-        """Something that touches it changed, the way to its upstream perhaps."""
-        if self._tries >= MAX_TRIES:
-            self.refuse(Fault(Reason.DECISION_UNSTABLE))
-            return
-        table = self._services.routes()
-        try:
-            if table is None:
-                raise Fault(Reason.REVISION_MISSING)
-            self._route = table.match(self._request)
-        except Fault as fault:
-            self._record(self._services.decider.refuse(fault.reason))
-        else:
-            self._decide()
-
-    @property
-    def decided(self) -> bool:
-        return self._decision is not None
+    def _route_in(self, table: RouteTable) -> Route:
+        return table.match(self._request)
 
     # --- forward -------------------------------------------------------------------------------------
 
@@ -354,9 +270,6 @@ class HttpExchange:
             self._end(fault.reason)
             self._client.abort(fault.reason)
 
-    def _decision_id(self) -> str:
-        return self._decision.id if self._decision is not None else ""
-
     # --- ends ------------------------------------------------------------------------------------------------
 
     def client_full(self) -> None:
@@ -418,9 +331,6 @@ class HttpExchange:
         else:
             self._client.refuse(fault, self._decision_id())
 
-    def _reason(self) -> Reason:
-        return self._decision.reasons[0] if self._decision is not None else Reason.INTERNAL
-
     def _cut(self, reason: Reason) -> None:
         self._end(reason)
         self._client.abort(reason)
@@ -429,16 +339,15 @@ class HttpExchange:
         if self.over:
             return
         self.over = True
-        for task in (self._waiting, self._dial):
-            if task is not None:
-                task.cancel()
+        if self._dial is not None:
+            self._dial.cancel()
         if self._upstream is not None:
             self._upstream.abort()
             self._upstream = None
         if self._repeats is not None:
             self._repeats.end()
+        self._leave()
         services = self._services
-        services.registry.leave(self._guard)
         seconds = services.clock.monotonic() - self._begun
         if self._span.recorded:
             self._end_span(reason, seconds)

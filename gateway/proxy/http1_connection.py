@@ -12,7 +12,7 @@ from gateway.proxy.connection import ClientConnection
 from gateway.proxy.exchange import NEVER, HttpExchange
 from gateway.proxy.http1 import CHUNKED, HEAD_END, UNTIL_CLOSE, Body, LengthBody, RequestHead, ResponseHead, body_of
 from gateway.proxy.http1_write import chunks, informational, refused, response_head, switched
-from gateway.proxy.refusal import Refusal, refusal
+from gateway.proxy.refusal import refusal
 from gateway.proxy.services import ConnectionServices
 
 HELD_BYTES = 64 << 10
@@ -156,8 +156,8 @@ class Http1Connection(ClientConnection):
         self._next_is = _HELD
         self.due = NEVER
 
-        def answer(told: Refusal) -> None:
-            self.write(refused(told, close=not keep, head_only=method == b"HEAD"))
+        def answer(told: Fault, decision: str) -> None:
+            self.write(refused(refusal(told, decision), close=not keep, head_only=method == b"HEAD"))
             self._go_on(keep, unread)
 
         self._record_refusal(fault, method, target, answer)

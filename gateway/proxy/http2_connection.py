@@ -44,7 +44,7 @@ from gateway.proxy.http2 import as_http1, check_trailers
 from gateway.proxy.http2_budget import Budget, Flood, Overrun
 from gateway.proxy.http2_protocol import ALL_STREAMS, ServerProtocol, goaway
 from gateway.proxy.http2_stream import Http2Stream
-from gateway.proxy.refusal import Refusal
+from gateway.proxy.refusal import refusal
 from gateway.proxy.services import ConnectionServices
 
 _FLUSH_BYTES = 64 << 10
@@ -186,13 +186,13 @@ class Http2Connection(ClientConnection):
         if is_malformed:
             self.provoked()
 
-        def answer(told: Refusal) -> None:
+        def answer(told: Fault, decision: str) -> None:
             if self._streams.get(stream.id) is not stream:
                 return
             if is_malformed:
-                stream.tell_malformed(told)
+                stream.tell_malformed(refusal(told, decision))
             else:
-                stream.tell(told, head_only=method == b"HEAD")
+                stream.tell(refusal(told, decision), head_only=method == b"HEAD")
 
         self._record_refusal(fault, method, target, answer)
 

@@ -29,7 +29,7 @@ from gateway.proxy.forwarders import Forwarders, Source, read_source
 from gateway.proxy.http1_connection import Http1Connection
 from gateway.proxy.http2_connection import Http2Connection
 from gateway.proxy.memory import over_budget
-from gateway.proxy.services import ConnectionServices
+from gateway.proxy.services import ConnectionMaker, ConnectionServices
 
 ContextProvider = Callable[[], ssl.SSLContext]
 ACCEPTED_PER_TURN = 64
@@ -50,11 +50,15 @@ class Arrival(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         agreed = transport.get_extra_info("ssl_object").selected_alpn_protocol()
-        kind = Http2Connection if agreed == HTTP_2 else Http1Connection
-        connection = kind(self._services, self._siblings)
+        connection: ClientConnection = self._kind(agreed)(self._services, self._siblings)
         connection.source = self._source
         cast(asyncio.Transport, transport).set_protocol(connection)
         connection.connection_made(transport)
+
+    def _kind(self, agreed: str | None) -> ConnectionMaker:
+        if agreed == HTTP_2:
+            return Http2Connection
+        return self._services.protocols.get(agreed or "", Http1Connection)
 
 
 class Listener:

@@ -177,6 +177,10 @@ def silent_span(name: str, parent: TraceContext | None) -> ProxySpan:
     return SilentSpan(parent or TraceContext.begin(RandomBytes()))
 
 
+ConnectionMaker = Callable[["ConnectionServices", set[Any]], Any]
+"""Makes the protocol of a connection (`gateway.proxy.connection.ClientConnection`) among its siblings."""
+
+
 class DecisionMaker(Protocol):
     """`gateway.proxy.decide.Decider`, as connections use it."""
 
@@ -208,6 +212,7 @@ class ConnectionServices:
     overload: Overload = field(default_factory=lambda: Overload(OverloadSettings()))
     http2: Http2Settings = field(default_factory=Http2Settings)
     seats: Seats = field(default_factory=lambda: Seats.private(1024))
+    protocols: Mapping[str, ConnectionMaker] = field(default_factory=dict)  # by what ALPN agreed on, beside HTTP
     draining: bool = False
     requests: RequestReader = field(init=False)
     sources: SourceRates = field(init=False)

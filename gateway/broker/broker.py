@@ -1,0 +1,195 @@
+"""Which tunnels end here, and how a target is reached: over its tunnel at this worker, at another one, or elsewhere.
+
+Laws held here:
+- whose a tunnel is, its certificate alone says; a node that comes again has its newest tunnel asked first;
+- who was found elsewhere is asked with the epoch of the claim by which it was found: who lost the claim refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from foundation.faults import Fault
+from foundation.identifiers import SpiffeId
+from foundation.reasons import Reason
+from foundation.tunnel import Stream, StreamUser, Tunnel
+from foundation.wire.streams import StreamCall, StreamRelay, StreamRequest
+from gateway.broker.settings import BrokerSettings
+from gateway.broker.siblings import SiblingTable
+from gateway.broker.stream import BrokeredStream, Reach, by_name_alone, node, stream_route
+from gateway.proxy.identify import Caller, Peer
+from gateway.proxy.services import ConnectionServices
+from gateway.snapshot import Snapshot
+from policies.model import Permit
+
+
+class NodeTunnel(Protocol):
+    """A node's tunnel that ends here. `epoch` is that of its claim."""
+
+    epoch: int
+
+    @property
+    def peer(self) -> Peer: ...
+
+    @property
+    def tunnel(self) -> Tunnel: ...
+
+
+class Relay(Protocol):
+    """A way to tunnels that end elsewhere (`gateway.broker.siblings_relay`, `gateway.broker.gateways_relay`)."""
+
+    async def to(self, target: SpiffeId) -> tuple[Tunnel, int]:
+        """What leads to whoever holds the tunnel of `target`, and the epoch of its claim. Raises
+        `Fault(TARGET_ABSENT)`, `OSError`, `TimeoutError`."""
+        ...
+
+
+class Announcer(Protocol):
+    """Tells other gateways which tunnels end here (`gateway.broker.presence.Presence`)."""
+
+    def claim(self, node: SpiffeId, epoch: int) -> None: ...
+
+    def release(self, node: SpiffeId, epoch: int) -> None: ...
+
+
+class Broker:
+    """The tunnels of one worker, and the streams between them."""
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        table: SiblingTable,
+        snapshot: Callable[[], Snapshot],
+        siblings: Relay,
+        gateways: Relay | None = None,
+        announcer: Announcer | None = None,
+    ) -> None:
+        """`siblings` leads to the other workers of this gateway, by `table`; `gateways` to other gateways, which hear
+        from `announcer` what is here: None where there are none."""
+        self.settings = settings
+        self.snapshot = snapshot
+        self._table = table
+        self._siblings = siblings
+        self._gateways = gateways
+        self._announcer = announcer
+        self._tunnels: dict[SpiffeId, NodeTunnel] = {}
+
+    @property
+    def open_count(self) -> int:
+        """Tunnels of nodes that end here."""
+        return len(self._tunnels)
+
+    # --- tunnels ----------------------------------------------------------------------------------------------
+
+    def arrived(self, tunnel: NodeTunnel) -> None:
+        """A node's tunnel stands. Raises `Fault(OVERLOADED)` when there is no room for it."""
+        node_id = tunnel.peer.id
+        tunnel.epoch = self._table.claim(node_id)
+        self._tunnels[node_id] = tunnel
+        if self._announcer is not None:
+            self._announcer.claim(node_id, tunnel.epoch)
+
+    def departed(self, tunnel: NodeTunnel) -> None:
+        """It takes no new streams any more."""
+        node_id = tunnel.peer.id
+        if self._tunnels.get(node_id) is not tunnel:
+            return
+        del self._tunnels[node_id]
+        self._table.release(node_id, tunnel.epoch)
+        if self._announcer is not None:
+            self._announcer.release(node_id, tunnel.epoch)
+
+    def holder(self, target: SpiffeId) -> NodeTunnel | None:
+        return self._tunnels.get(target)
+
+    # --- streams ----------------------------------------------------------------------------------------------
+
+    def requested(self, services: ConnectionServices, caller: Caller, near: Stream, document: bytes) -> BrokeredStream:
+        """The stream for what a node asks over its own tunnel; it has not begun. Raises `Fault` when no policy need be
+        asked to refuse it."""
+        wanted = StreamRequest.parse(document)
+        target = node(services.trust_domain, wanted.target)
+        ways = [self._siblings] if self._gateways is None else [self._siblings, self._gateways]
+        return self._stream(services, caller, near, wanted, self._reach(target, ways))
+
+    def relayed(
+        self, services: ConnectionServices, caller: Caller, near: Stream, relay: StreamRelay, *, by_sibling: bool
+    ) -> BrokeredStream:
+        """The same for what another gateway passes on, whose target's tunnel must end at this one; what a sibling
+        passes on, at this worker. Raises `Fault`."""
+        reach = self._reach(node(services.trust_domain, relay.request.target), [] if by_sibling else [self._siblings])
+        if isinstance(reach, Here) and relay.epoch > reach.epoch:
+            raise Fault(Reason.TARGET_ABSENT)
+        return self._stream(services, caller, near, relay.request, reach)
+
+    def _reach(self, target: SpiffeId, ways: Sequence[Relay]) -> Here | Elsewhere:
+        here = self._tunnels.get(target)
+        return Here(self, here) if here is not None else Elsewhere(ways, target)
+
+    def _stream(
+        self, services: ConnectionServices, caller: Caller, near: Stream, wanted: StreamRequest, reach: Reach
+    ) -> BrokeredStream:
+        table = services.routes()
+        if services.draining:
+            raise Fault(Reason.DRAINING)
+        if table is None:
+            raise Fault(Reason.REVISION_MISSING)
+        route = stream_route(table, wanted)
+        if not services.overload.admits(route.priority, services.registry.open_count, services.turns.waited()):
+            services.metrics.shed(route.priority)
+            raise Fault(Reason.OVERLOADED)
+        return BrokeredStream(services, caller, wanted, route, near, reach, self.settings.answer)
+
+
+class Here:
+    """Implements `Reach`: the target's tunnel ends at this worker."""
+
+    def __init__(self, broker: Broker, holder: NodeTunnel) -> None:
+        self._broker = broker
+        self._holder = holder
+        self.target = holder.peer
+        self.epoch = holder.epoch
+
+    async def open(self, user: StreamUser, permit: Permit, request: StreamRequest, caller: Caller) -> Stream:
+        """See `Reach.open`."""
+        snapshot = self._broker.snapshot()
+        source = permit.query.identity
+        if self._broker.holder(self.target.id) is not self._holder or snapshot.policy is None:
+            raise Fault(Reason.TARGET_ABSENT)
+        call = StreamCall(
+            source=source.id,
+            segments=(source.segment,) if source.segment else (),
+            route=request.route,
+            service=snapshot.policy.routes.stream(request.route).service,
+            protocol=request.protocol,
+            revision=permit.numbers.policy,
+            decision=permit.id,
+        )
+        return self._holder.tunnel.open(user, call.encode())
+
+
+class Elsewhere:
+    """Implements `Reach`: another worker, or another gateway, has the target's tunnel, and decides too. The first of
+    `ways` that knows of one is taken."""
+
+    def __init__(self, ways: Sequence[Relay], target: SpiffeId) -> None:
+        self._ways = ways
+        self.target = by_name_alone(target)
+
+    async def open(self, user: StreamUser, permit: Permit, request: StreamRequest, caller: Caller) -> Stream:
+        """See `Reach.open`."""
+        tunnel, epoch = await self._to()
+        relay = StreamRelay(request, caller.peer.certificate, epoch, permit.id)
+        return tunnel.open(user, relay.encode())
+
+    async def _to(self) -> tuple[Tunnel, int]:
+        for way in self._ways:
+            try:
+                return await way.to(self.target.id)
+            except Fault as fault:
+                if fault.reason is not Reason.TARGET_ABSENT:
+                    raise
+            except OSError as error:  # a time-out among them
+                raise Fault(Reason.RELAY_REFUSED, internal=str(error)) from error
+        raise Fault(Reason.TARGET_ABSENT)
