@@ -5,13 +5,14 @@ Labels are names of our own (routes, reasons, statuses), never anything that a c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from foundation.reasons import Reason
+from foundation.wire.health import Standing
 from gateway.answers import MAX_ROUTES, OTHER, Answers
 from gateway.proxy.http2_budget import Flood
 from gateway.snapshot import SnapshotStore
@@ -109,10 +110,18 @@ class ProcessMetrics:
         self._reloads = Counter("sallyport_reloads", "Reloads of the settings", ("result",), registry=registry)
         lag = Gauge("sallyport_clock_behind_seconds", "How far the wall clock lags trust time", registry=registry)
         lag.set_function(behind)
+        self._nodes = Gauge(
+            "sallyport_nodes", "Active nodes by how they stand, by their own reports", ("standing",), registry=registry
+        )
 
     def dropped(self, count: int) -> None:
         """Decisions that the decision log keeps no longer."""
         self._dropped.inc(count)
+
+    def nodes(self, counts: Mapping[Standing, int]) -> None:
+        """How many nodes stand how; only where the authority is here."""
+        for standing, count in counts.items():
+            self._nodes.labels(standing.value).set(count)
 
     def worker_ended(self, how: str) -> None:
         """`how` is `killed` (by us: it was silent), or `died`."""

@@ -388,7 +388,10 @@ class Orchestrator:
             feed=authority.feed,
             certificates=certificates,
             in_force=partial(authority.presence.report_here, here.authority.server_identity),
-            background=(lambda: _do_chores(certificates, authority, here.authority, base.time),),
+            background=(
+                lambda: _do_chores(certificates, authority, here.authority, base.time),
+                lambda: authority.node_health.keep_counting(base.metrics.nodes),
+            ),
             directory=Standing(authority, enrolment.use),
             routes=(
                 *_authority_routes(base, authority, here.authority.trust_domain, self._settings.policy),

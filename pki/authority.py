@@ -36,6 +36,7 @@ from pki.inventory import Filter, Inventory
 from pki.issue import IssuedCertificate, IssueRequest, Issuing
 from pki.ledger import Ledger
 from pki.node_bundles import NodeBundles
+from pki.node_health import NodeHealth
 from pki.node_records import NodeRecords
 from pki.presence import Behind, Presence
 from pki.profile import Lifetimes
@@ -106,6 +107,7 @@ class Authority:
         self.revocations = Revocations(self._books, ca.signer)
         self.bundles = NodeBundles(self._books)
         self.node_records = NodeRecords(self._books)
+        self.node_health = NodeHealth(self._books)
 
     @classmethod
     async def open(cls, settings: AuthoritySettings, database: Database, audit: AuditLog, clock: Clock) -> Authority:

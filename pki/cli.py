@@ -25,6 +25,7 @@ from foundation.files import write_secret
 from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import State
 from foundation.reasons import Reason
+from foundation.wire.health import Standing
 from foundation.wire.records import RecordKind
 from pki.revocation_reason import RevocationReason
 
@@ -52,6 +53,7 @@ class _Columns(StrEnum):
     INVENTORY = "name kind state attestation verdict tier site segment roles"
     TOKENS = "token_id identity state expires_at minted_by"
     CERTIFICATES = "serial identity profile step not_after"
+    HEALTH = "name standing ailments received_at"
     RECORDS = "number received_at kind body"
 
 
@@ -186,6 +188,21 @@ def retire(client: ApiClient, name: Name, kind: OfKind = Kind.NODE, as_json: AsJ
     answer = client.post(_entry(kind, name, "retire"))
     _say(answer, f"{name} is retired", as_json)
     _tell_reach(answer["gateways"])
+
+
+@inventory.command("health")
+@connected
+def show_health(
+    client: ApiClient,
+    name: Annotated[str, typer.Argument(help="A node's name; all active nodes without it.")] = "",
+    standing: Annotated[Standing | None, typer.Option(help="Only those that stand so.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how nodes are, by their own newest reports: well, ailing, silent (overdue), or unknown (never heard)."""
+    if name:
+        _show(client.get(path_of("v1", "inventory", Kind.NODE.value, name, "health")), as_json)
+    else:
+        _list(client, "/v1/health", _Columns.HEALTH, as_json, standing=standing.value if standing else "")
 
 
 @inventory.command("records")

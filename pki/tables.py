@@ -166,3 +166,14 @@ node_records = Table(
     Column("record", LargeBinary, nullable=False),
     UniqueConstraint("node", "incarnation", "sequence"),
 )
+
+# What each node said last of its own health. `ails` is 1 when something is wrong by it; after `due_at` it is silent.
+node_health = Table(
+    "node_health",
+    metadata,
+    Column("node", String(_ID_LENGTH), primary_key=True),
+    Column("report", LargeBinary, nullable=False),
+    Column("ails", Integer, nullable=False),
+    Column("received_at", Float, nullable=False),
+    Column("due_at", Float, nullable=False),
+)

@@ -10,12 +10,15 @@ from typing import Any
 
 from foundation.api import NDJSON, OCTETS, Answer, ApiRoute, Call
 from foundation.faults import Fault
-from foundation.identifiers import Kind, SpiffeId
+from foundation.fields import Fields
+from foundation.identifiers import Kind, SpiffeId, check_name
 from foundation.reasons import Reason
 from foundation.wire.bundle import BundleTerms
+from foundation.wire.health import MAX_REPORT_BYTES, Standing, ailments
 from foundation.wire.records import MAX_BATCH_BYTES, RecordBatch, RecordKind
 from pki.api.documents import PAGING, limit_of, whole_number
 from pki.authority import Authority
+from pki.node_health import NodeStanding
 from pki.node_records import KeptRecord
 
 
@@ -33,10 +36,14 @@ class NodeApi:
 
     def routes(self) -> list[ApiRoute]:
         bundle, records, listed = "/v1/node/bundle", "/v1/node/records", "/v1/inventory/node/{name}/records"
+        health, stands = "/v1/node/health", "/v1/inventory/node/{name}/health"
         return [
             ApiRoute("self.bundle", "GET", bundle, self.bundle, "What the node decides by", query=("have",)),
             ApiRoute("self.report", "POST", records, self.report, "The node's records", MAX_BATCH_BYTES, NDJSON),
             ApiRoute("records.list", "GET", listed, self.records, "What a node noted", query=("kind", *PAGING)),
+            ApiRoute("self.report", "POST", health, self.health, "How the node is, by itself", MAX_REPORT_BYTES),
+            ApiRoute("inventory.show", "GET", stands, self.stands, "How a node is, by its own newest report"),
+            ApiRoute("inventory.list", "GET", "/v1/health", self.stand, "How nodes are", query=("standing", *PAGING)),
         ]
 
     async def bundle(self, call: Call) -> Answer:
@@ -57,6 +64,24 @@ class NodeApi:
         following = str(found[-1].number) if len(found) == limit else ""
         return Answer.of({"items": [_document(each) for each in found], "next": following})
 
+    async def health(self, call: Call) -> Answer:
+        return Answer.of({"at": await self._authority.node_health.take(_node(call), call.body)})
+
+    async def stands(self, call: Call) -> Answer:
+        node = SpiffeId(self._trust_domain, Kind.NODE, check_name(call.parameters["name"]))
+        try:
+            await self._authority.inventory.get(node)
+        except Fault as fault:
+            raise Fault(Reason.NOT_FOUND) if fault.reason is Reason.INVENTORY_UNKNOWN else fault from fault
+        return Answer.of(_stands(await self._authority.node_health.of(node)))
+
+    async def stand(self, call: Call) -> Answer:
+        query, limit = Fields(dict(call.query), "query", Reason.MESSAGE_MALFORMED), limit_of(call)
+        wanted = Standing(query.one_of("standing", tuple(Standing))) if query.has("standing") else None
+        found = await self._authority.node_health.page(wanted, after=call.query.get("after", ""), limit=limit)
+        following = str(found[-1].node) if len(found) == limit else ""
+        return Answer.of({"items": [_stands(each) for each in found], "next": following})
+
 
 def node_routes(
     authority: Authority, trust_domain: str, *, policy_key: Callable[[], bytes], terms: BundleTerms
@@ -69,6 +94,18 @@ def _node(call: Call) -> SpiffeId:
     if call.caller.id.kind is not Kind.NODE:
         raise Fault(Reason.KIND_NOT_ALLOWED)
     return call.caller.id
+
+
+def _stands(found: NodeStanding) -> dict[str, Any]:
+    """`reported` is the node's own word, beside the inventory's and never in its place."""
+    report = found.report
+    return {
+        "name": found.node.name,
+        "standing": found.standing.value,
+        "received_at": found.received_at,
+        "ailments": [each.value for each in ailments(report)] if report else [],
+        "reported": report.document() if report else {},
+    }
 
 
 def _kind(text: str) -> str:

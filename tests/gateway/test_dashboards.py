@@ -13,6 +13,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from foundation.reasons import Reason
+from foundation.wire.health import Standing
 from gateway.metrics import GatewayMetrics, ProcessMetrics
 from gateway.proxy.http2_budget import Flood
 from gateway.streams.timing import CutTimes, StreamSettings
@@ -40,6 +41,7 @@ def everything() -> dict[str, set[str]]:
     metrics.shed(next(iter(Priority)))
     metrics.flooded(next(iter(Flood)))
     main.worker_ended("died")
+    main.nodes(dict.fromkeys(Standing, 0))
     bench.open("edge-1", "aa", permit())
     bench.registry.expire()
     found: dict[str, set[str]] = {}

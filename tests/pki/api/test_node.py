@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from foundation.identifiers import Kind
 from foundation.tls import client_context
 from foundation.wire.bundle import NodeBundle
+from foundation.wire.health import Disk, HealthReport
 from foundation.wire.records import CHAIN_START, NodeRecord, Receipt, RecordBatch, RecordKind
 from tests.support.installation import Installation, installation
 
@@ -33,9 +35,9 @@ async def asking(site: Installation, name: str, kind: Kind = Kind.NODE) -> Async
     connector = aiohttp.TCPConnector(ssl=client_context(site.root_pem, pair=pair))
     async with site.serving() as address, aiohttp.ClientSession(connector=connector) as session:
 
-        async def ask(path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        async def ask(path: str, body: bytes | None = None, kind: str = "application/x-ndjson") -> tuple[int, bytes]:
             method = "GET" if body is None else "POST"
-            headers = {} if body is None else {"Content-Type": "application/x-ndjson"}
+            headers = {} if body is None else {"Content-Type": kind}
             url = f"https://localhost:{address.port}{path}"
             async with session.request(method, url, data=body, headers=headers) as response:
                 return response.status, await response.read()
@@ -95,3 +97,28 @@ async def test_a_node_reports_and_is_read(site: Installation) -> None:
 async def test_what_is_no_batch_is_refused(site: Installation, body: bytes) -> None:
     async with asking(site, "edge-1") as ask:
         assert (await ask("/v1/node/records", body))[0] in {400, 413}
+
+
+REPORT = HealthReport(at=5.0, interval=60, versions={"agent": "1.0"}, disks=(Disk("/", 100, 1),)).encode()
+
+
+async def test_a_node_says_how_it_is_and_is_shown_so(site: Installation) -> None:
+    async with asking(site, "edge-1") as ask:
+        assert b"unknown" in (await ask("/v1/inventory/node/edge-1/health"))[1]
+        status, raw = await ask("/v1/node/health", REPORT, "application/json")
+        assert (status, json.loads(raw)) == (200, {"at": site.clock.now()})
+        shown = json.loads((await ask("/v1/inventory/node/edge-1/health"))[1])
+        assert (shown["standing"], shown["ailments"]) == ("ailing", ["disk_full"])
+        assert shown["reported"]["versions"] == {"agent": "1.0"}
+        assert json.loads((await ask("/v1/health?standing=ailing"))[1])["items"] == [shown]
+        assert json.loads((await ask("/v1/health?standing=well"))[1])["items"] == []
+        assert (await ask("/v1/health?standing=fine"))[0] == 400
+        assert (await ask("/v1/inventory/node/nobody/health"))[0] == 404
+        assert (await ask("/v1/node/health", b"{}", "application/json"))[0] == 400
+        assert (await ask("/v1/node/health", b" " * 20_000, "application/json"))[0] == 413
+
+
+async def test_nobody_but_a_node_says_how_it_is(site: Installation) -> None:
+    async with asking(site, "ada", Kind.OPERATOR) as ask:
+        status, raw = await ask("/v1/node/health", REPORT, "application/json")
+        assert (status, b"kind_not_allowed" in raw) == (403, True)
