@@ -40,6 +40,7 @@ from gateway.proxy.overload import OverloadSettings
 from gateway.proxy.services import GatewayListenerSettings
 from gateway.proxy.upstream import UpstreamSettings
 from gateway.streams.timing import StreamSettings
+from pki.api.attestation import attestation_routes
 from pki.api.enrolment import enrolment_routes, renewal_routes
 from pki.api.node import node_routes
 from pki.api.routes import authority_routes
@@ -127,7 +128,7 @@ def openapi() -> str:
     nothing: Any = _Nothing()
     routes = authority_routes(nothing, "fleet.example", verify_bundle=nothing, audit_head=nothing)
     routes += node_routes(nothing, "fleet.example", policy_key=nothing, terms=nothing)
-    routes += renewal_routes(nothing) + OperatorsApi(*[nothing] * 7).routes()
+    routes += renewal_routes(nothing) + attestation_routes(nothing) + OperatorsApi(*[nothing] * 7).routes()
     routes += UpstreamsApi(nothing, nothing).routes() + ShadowApi(nothing).routes()
     routes += AccessApi(*[nothing] * 3).routes()
     paths: dict[str, dict[str, Any]] = {}

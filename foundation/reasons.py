@@ -284,6 +284,22 @@ class Reason(Enum):
         "a measured value is not among the reference values",
         "check the firmware; add the value if it is meant",
     )
+    MEASUREMENTS_MALFORMED = _Text(
+        400, "the runtime measurement log does not parse", "send the kernel's binary log, made with ima_hash=sha256"
+    )
+    MEASUREMENTS_MISMATCH = _Text(
+        403, "the runtime measurements do not replay to the quoted PCR 10", "send the log whole, then quote again"
+    )
+    MEASUREMENT_UNKNOWN = _Text(
+        403,
+        "something ran that is not among the reference values",
+        "inspect the node; add the file's digest if it is meant",
+    )
+    EVIDENCE_INCOMPLETE = _Text(
+        403,
+        "the logs that explain the quote are needed whole",
+        "send event log and runtime measurements from the start",
+    )
     CSR_MALFORMED = _Text(400, "the certificate request does not parse or its signature fails", "make it anew")
     CSR_KEY_MISMATCH = _Text(
         403,

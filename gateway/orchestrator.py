@@ -85,6 +85,7 @@ from gateway.snapshot import SnapshotStore
 from gateway.sockets import Sockets, bind_all
 from gateway.supervised import Pool
 from gateway.supervisor import Supervisor
+from pki.api.attestation import attestation_routes
 from pki.api.enrolment import enrolment_routes, renewal_routes
 from pki.api.node import node_routes
 from pki.api.routes import authority_routes
@@ -377,6 +378,7 @@ class Orchestrator:
             settings=here.enrolment,
             lifetimes=here.authority.lifetimes,
             trust=load_trust(here.enrolment),
+            registry=base.telemetry.registry,
         )
         await renew_server_certificate(authority, here.authority, base.time)
         if self._settings.system.role is Role.ALL:
@@ -396,6 +398,7 @@ class Orchestrator:
             routes=(
                 *_authority_routes(base, authority, here.authority.trust_domain, self._settings.policy),
                 *renewal_routes(enrolment.renewal),
+                *attestation_routes(enrolment.attesting),
                 *node_routes(
                     authority,
                     here.authority.trust_domain,

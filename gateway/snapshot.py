@@ -2,7 +2,8 @@
 
 A snapshot is a tuple of separately numbered parts that share structure with the one before (persistent maps). A
 decision pins exactly one and records its numbers. Deadlines (`attested_until`) stand beside it: they only ever move,
-and a moved deadline makes no new snapshot.
+and a moved deadline makes no new snapshot. One that moved later costs nothing; what is open is decided again for one
+that came nearer.
 """
 
 from __future__ import annotations
@@ -156,11 +157,14 @@ class SnapshotStore:
         self._replace(after, touched)
 
     def _posture(self, change: PostureChanged) -> None:
+        is_nearer = change.attested_until < self.attested_until(change.id)
         self._attested_until[change.id] = change.attested_until
         if change.renewal is not None:
             self.renewals.renewed(change.renewal)
         now = self.current
         if now.postures.get(change.id) == change.posture:
+            if is_nearer:  # what is open waits for the later one
+                self._replace(now, Touched(identities=frozenset({change.id}), at=change.at))
             return
         after = replace(
             now,

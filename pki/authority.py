@@ -3,6 +3,7 @@
 | part | what it does |
 |---|---|
 | `inventory` | who belongs to the fleet, and what attestation proved of them |
+| `rounds` | continuous re-attestation: nonces, and deadlines that move |
 | `tokens` | one-time admissions |
 | `ledger` | every certificate, and the answers that may be asked for again |
 | `revocations` | trust withdrawn; the CRL |
@@ -41,6 +42,7 @@ from pki.node_records import NodeRecords
 from pki.presence import Behind, Presence
 from pki.profile import Lifetimes
 from pki.revocation import Revocations
+from pki.rounds import Rounds
 from pki.settings import AuthoritySettings
 from pki.signer import FileSigner, Signer, check_issued
 from pki.tables import authority_facts, identities, numbers, policies
@@ -102,6 +104,7 @@ class Authority:
         self._ca = ca
         self._issuing = Issuing(self._books, ca.signer, ca.root, lifetimes)
         self.inventory = Inventory(self._books)
+        self.rounds = Rounds(self._books)
         self.tokens = Tokens(self._books, ca.root_sha256)
         self.ledger = Ledger(self._books)
         self.revocations = Revocations(self._books, ca.signer)

@@ -79,6 +79,20 @@ identities = Table(
     Column("updated_at", Float, nullable=False),
 )
 
+# How far the rounds of continuous re-attestation have come, of identities that have begun them.
+attestations = Table(
+    "attestations",
+    metadata,
+    Column("identity", String(_ID_LENGTH), primary_key=True),
+    Column("nonce", LargeBinary(32), nullable=False),  # for the next quote
+    Column("issued_at", Float, nullable=False),
+    Column("used_nonce", LargeBinary(32), nullable=False),  # of the last quote that passed; empty before the first
+    Column("used_issued_at", Float, nullable=False),
+    Column("boot", LargeBinary(32), nullable=False),  # what was accepted of the firmware's PCRs, and by which values
+    Column("measured", BigInteger, nullable=False),  # entries of the runtime log
+    Column("measured_pcr", LargeBinary(64), nullable=False),  # PCR 10 after them
+)
+
 certificates = Table(
     "certificates",
     metadata,

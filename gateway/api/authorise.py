@@ -18,6 +18,9 @@ from gateway.snapshot import SnapshotStore
 from gateway.standing import refusal_by_standing, standing_of
 from policies.model import FOREVER, CanonicalRequest, Decision, Denial, Query, Staleness, judge
 
+PROVES = "attest"
+"""The route by which a node shows anew what it is: a posture that failed does not close it, else nobody whose failure
+an operator has cleared could come back. The authority refuses there whoever's failure still stands."""
 _ACTIONS = {"GET": "get", "HEAD": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -61,6 +64,8 @@ class PolicyAuthorizer:
         request = CanonicalRequest(method, _ACTIONS.get(method, "unknown"), "", (), (), "", b"")
         query = Query(int(now), record, known.posture, f"api.{route}", request, Staleness.FRESH)
         refusal = refusal_by_standing(known._replace(record=record), -FOREVER, caller.not_after, now)
+        if refusal is Reason.POSTURE_FAILED and route == PROVES:
+            refusal = None
         if refusal is not None or snapshot.policy is None:
             return Denial(self._decision_id(), query, (refusal or Reason.REVISION_MISSING,), snapshot.numbers)
         answer = await snapshot.policy.engine.decide(query)

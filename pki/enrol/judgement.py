@@ -73,7 +73,7 @@ def asked_of(session_id: bytes, session: Session, entry: Entry, settings: Enrolm
         first_message=session.first_message,
         server_spki_sha256=session.server_spki_sha256,
         pcrs=settings.pcrs,
-        previous=_previous(entry),
+        previous=counters_on_record(entry),
     )
 
 
@@ -94,6 +94,14 @@ def keys_on_record(entry: Entry, message: Begin) -> verdict.EnrolledKeys:
     if message.ak_public not in (b"", entry.ak_public):
         raise Fault(Reason.EK_CHANGED, "another AK than the one on record: enrol anew", field="begin.ak_public")
     return verdict.EnrolledKeys.parse(entry.ak_public, message.tls_public)
+
+
+def counters_on_record(entry: Entry) -> TpmCounters | None:
+    """Those of the last passed attestation, where there was one since an operator cleared a failure."""
+    if entry.counters is None:
+        return None
+    reset, restart, clock = entry.counters
+    return TpmCounters(clock=clock, reset_count=reset, restart_count=restart, safe=True)
 
 
 def check_class(attestation: AttestationClass, settings: EnrolmentSettings) -> None:
@@ -141,13 +149,6 @@ def load_trust(settings: EnrolmentSettings) -> Trust:
     folder = settings.reference_values
     files = [] if folder is None else _files(folder, "*.json")
     return Trust(makers, {path.stem: _reference(path) for path in files})
-
-
-def _previous(entry: Entry) -> TpmCounters | None:
-    if entry.counters is None:
-        return None
-    reset, restart, clock = entry.counters
-    return TpmCounters(clock=clock, reset_count=reset, restart_count=restart, safe=True)
 
 
 def _roots(folder: Path | None) -> tuple[x509.Certificate, ...]:

@@ -150,7 +150,7 @@ class NativeEnrolment:
         entry = await self._authority.inventory.get(session.identity)
         asked = asked_of(session_id, session, entry, self._settings)
         found = judge_tpm(tpm.keys, asked, evidence, self._trust.reference_for(entry), self._settings)
-        until = self._second.attested_until(session.identity)
+        until = await self._second.attested_until(session.identity)
         return attested_by(found, tpm.attestation, until, tpm.ek_sha256, tpm.keys)
 
     def _identify(self, raw: bytes, message: Begin) -> verdict.TpmIdentity:

@@ -117,7 +117,7 @@ class NativeRenewal:
         keys = keys_on_record(entry, message)
         asked = asked_of(session_id, session, entry, self._settings)
         found = judge_tpm(keys, asked, evidence, self._trust.reference_for(entry), self._settings)
-        until = self._second.attested_until(session.identity)
+        until = await self._second.attested_until(session.identity)
         return attested_by(found, entry.posture.attestation, until, entry.ek_sha256, keys)
 
     def _check_rate(self, caller: Caller) -> None:

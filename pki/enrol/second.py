@@ -110,12 +110,13 @@ class SecondMessages:
 
     async def _issue(self, key: bytes, session: Session, proven: Proven) -> bytes:
         kept: list[bytes] = []
+        identity = session.identity
+        in_rounds = await self._authority.rounds.have_begun(identity)
 
         def compose(issued: IssuedCertificate) -> bytes:
-            kept.append(issued_message(issued))
+            kept.append(issued_message(issued, in_rounds=in_rounds))
             return kept[-1]
 
-        identity = session.identity
         names: tuple[str, ...] = ()
         if identity.kind is Kind.GATEWAY:  # from our own record: a request never says its names
             names = gateway_names(await self._authority.inventory.get(identity))
@@ -142,10 +143,14 @@ class SecondMessages:
         proven = known or (session is not None and (session.token is not None or bool(session.renews)))
         return await self._refusals.outward(fault, f"{purpose}.refused", origin, subject, known=proven)
 
-    def attested_until(self, identity: SpiffeId) -> float:
-        """Until when an attestation made now holds, in seconds since the Unix epoch."""
+    async def attested_until(self, identity: SpiffeId) -> float:
+        """Until when an attestation made now holds, in seconds since the Unix epoch. Who re-attests continuously gets
+        no more by a renewal or an enrolment than by a round: else silence would be forgiven by either."""
         life = float(self._lifetimes.profile(_PROFILES[identity.kind]).lifetime)
-        return self._clock.now() + min(life, self._settings.attested_for or life)
+        holds = self._settings.attested_for
+        if await self._authority.rounds.have_begun(identity):
+            holds = self._settings.attestation.holds
+        return self._clock.now() + min(life, holds or life)
 
 
 def check_holder(session: Session, caller: Caller | None) -> None:
@@ -167,20 +172,21 @@ def check_proof(session: Session, message: Complete) -> None:
         raise Fault(Reason.PROOF_WRONG, field="complete.proof")
 
 
-def issued_message(issued: IssuedCertificate) -> bytes:
-    """The raw ISSUED for a certificate."""
+def issued_message(issued: IssuedCertificate, *, in_rounds: bool) -> bytes:
+    """The raw ISSUED for a certificate. `in_rounds` says that its holder re-attests continuously: a renewal is then due
+    by the certificate's end alone."""
     return Issued(
         spiffe_id=str(issued.identity),
         chain=issued.chain,
         not_after=issued.not_after,
-        renew_after=_renew_after(issued),
+        renew_after=_renew_after(issued, 0 if in_rounds else issued.attested_until),
         attestation=issued.attestation.value,
         attested_until=issued.attested_until,
     ).encode()
 
 
-def _renew_after(issued: IssuedCertificate) -> int:
+def _renew_after(issued: IssuedCertificate, attested_until: int) -> int:
     """Spread by the serial, so that a fleet that enrolled together does not renew together."""
     spread = int(issued.serial[-4:], 16) / 0xFFFF - 0.5
-    end = min(issued.not_after, issued.attested_until or issued.not_after)
+    end = min(issued.not_after, attested_until or issued.not_after)
     return int(issued.not_before + (end - issued.not_before) * (_RENEW_AT + spread * 0.2))

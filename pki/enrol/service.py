@@ -1,12 +1,17 @@
-"""Puts the ways to a certificate together: the orchestrator makes it, the listeners' routes are made from it."""
+"""Puts the ways to a certificate, and to trust while it lives, together: the orchestrator makes it, the listeners'
+routes are made from it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prometheus_client import CollectorRegistry
+
 from foundation.clock import Clock
 from foundation.hotstate import HotState
 from foundation.ports import AuditLog
+from pki.attest.metrics import AttestationMetrics
+from pki.attest.service import Attesting
 from pki.authority import Authority
 from pki.enrol.judgement import Trust
 from pki.enrol.native import NativeEnrolment
@@ -22,10 +27,12 @@ from pki.profile import Lifetimes
 
 @dataclass(frozen=True, slots=True)
 class EnrolmentService:
-    """Enrolment and renewal over one authority. `use` is told of every certificate that authenticates a caller."""
+    """Enrolment, renewal and re-attestation over one authority. `use` is told of every certificate that authenticates a
+    caller."""
 
     enrolment: NativeEnrolment
     renewal: NativeRenewal
+    attesting: Attesting
     use: CertificateUse
 
     @classmethod
@@ -39,9 +46,11 @@ class EnrolmentService:
         settings: EnrolmentSettings,
         lifetimes: Lifetimes,
         trust: Trust,
+        registry: CollectorRegistry | None = None,
     ) -> EnrolmentService:
-        """`trust` comes from `pki.enrol.judgement.load_trust`."""
+        """`trust` comes from `pki.enrol.judgement.load_trust`; metrics go to `registry`, where somebody reads them."""
         sessions, refusals, use = Sessions(hot, settings.session), Refusals(audit, clock), CertificateUse(hot)
         parts = Parts(authority, trust, sessions, settings, lifetimes, refusals, clock)
         second = SecondMessages(parts)
-        return cls(NativeEnrolment(parts, second), NativeRenewal(parts, second, use), use)
+        attesting = Attesting(parts, AttestationMetrics(registry or CollectorRegistry()))
+        return cls(NativeEnrolment(parts, second), NativeRenewal(parts, second, use), attesting, use)

@@ -9,10 +9,12 @@ from foundation.fields import Fields
 from foundation.identifiers import SpiffeId
 from foundation.identity import AttestationClass
 from foundation.wire.enrolment import PCR_BANKS, PcrSelection
+from foundation.wire.reattestation import MAX_INTERVAL_SECONDS
 
 CLASSES = (AttestationClass.HARDWARE.value, AttestationClass.VIRTUAL.value)
 MAX_SESSION_SECONDS = 60.0
 FIRMWARE_PCRS = PcrSelection("sha256", tuple(range(8)))  # TCG PC Client PFP §2.3.4
+_LEAST_INTERVALS = 3  # the nonce's age, the wait for the next quote, and one that was lost
 _KINDS = ("node", "gateway", "service")
 
 
@@ -35,14 +37,36 @@ class RateSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundSettings:
+    """Continuous re-attestation. `interval` is how often, in seconds, a node pushes a quote; `holds` how long, in
+    seconds from the issue of its nonce, a quote that passed holds: after that, silence has ended trust in the node."""
+
+    interval: float = 60.0
+    holds: float = 300.0
+
+    @classmethod
+    def parse(cls, fields: Fields) -> RoundSettings:
+        """Raises `Fault(SETTING_INVALID | SETTING_UNKNOWN)`."""
+        settings = cls(interval=fields.duration("interval", "60s"), holds=fields.duration("holds", "5m"))
+        if not 1 <= settings.interval <= MAX_INTERVAL_SECONDS:
+            raise fields.fault("interval", f"expected from 1s to {MAX_INTERVAL_SECONDS}s")
+        # A nonce is an interval old when it is used, and the next quote is due an interval later.
+        if settings.holds < _LEAST_INTERVALS * settings.interval:
+            raise fields.fault("holds", f"expected at least {_LEAST_INTERVALS} times the interval")
+        fields.finish()
+        return settings
+
+
+@dataclass(frozen=True, slots=True)
 class EnrolmentSettings:
     """What it takes to enrol. `production` is the installation's profile, not a field of this section. `host` and
     `port` are the listener's.
 
     `classes` are the classes of TPM that are let in; production leaves `hardware` alone. `without_tpm` names who may
     enrol with attestation `none`, as `<kind>/<name>`, where the name may end with `*`; in production nobody may.
-    `pcrs` is what is quoted. `attested_for` bounds, in seconds, how long an attestation holds; 0 leaves it to the
-    certificate's life. `roots` and `virtual_roots` are folders of PEM files: makers of hardware TPMs, and of emulated
+    `pcrs` is what is quoted. `attested_for` bounds, in seconds, how long the attestation of an enrolment or a renewal
+    holds; 0 leaves it to the certificate's life. Once an identity has begun continuous re-attestation, `attestation`
+    bounds both instead. `roots` and `virtual_roots` are folders of PEM files: makers of hardware TPMs, and of emulated
     ones. `reference_values` is a folder of `<class>.json` files, where a node's class is its label `class`, or
     `tier-<n>`, or `default`."""
 
@@ -55,6 +79,7 @@ class EnrolmentSettings:
     session: float = MAX_SESSION_SECONDS
     attested_for: float = 0.0
     rate: RateSettings = field(default_factory=RateSettings)
+    attestation: RoundSettings = field(default_factory=RoundSettings)
     roots: Path | None = None
     virtual_roots: Path | None = None
     reference_values: Path | None = None
@@ -72,6 +97,7 @@ class EnrolmentSettings:
             session=_at_most(fields, "session", MAX_SESSION_SECONDS),
             attested_for=fields.duration("attested_for", "0s"),
             rate=RateSettings.parse(fields.section("rate", optional=True)),
+            attestation=RoundSettings.parse(fields.section("attestation", optional=True)),
             roots=_path(fields, "roots"),
             virtual_roots=_path(fields, "virtual_roots"),
             reference_values=_path(fields, "reference_values"),

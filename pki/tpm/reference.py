@@ -1,7 +1,8 @@
-"""Reference values: what a class of nodes may have measured at boot."""
+"""Reference values: what a class of nodes may have measured at boot, and at runtime."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -10,8 +11,10 @@ from foundation.fields import Fields
 from foundation.reasons import Reason
 from foundation.wire.enrolment import PCR_BANKS
 from pki.tpm.algorithms import BANKS
+from pki.tpm.ima import HASHES, RuntimeReference
 
 MAX_DIGESTS = 1024
+MAX_RUNTIME_DIGESTS = 250_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +36,28 @@ class PcrReference:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceValues:
-    """What each PCR of `bank` may hold for one class of nodes. PCRs that are not named may hold anything."""
+    """What each PCR of `bank` may hold for one class of nodes. PCRs that are not named may hold anything. With
+    `runtime` PCR 10 is quoted at every re-attestation, and explained by the runtime log. Equal values have one
+    `fingerprint`."""
 
     bank: str
     pcrs: Mapping[int, PcrReference] = field(default_factory=dict)
+    runtime: RuntimeReference | None = None
+    fingerprint: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fingerprint", _fingerprint(self.bank, self.pcrs, self.runtime))
 
     @classmethod
     def parse(cls, fields: Fields) -> ReferenceValues:
-        """From `{bank, pcrs: {"0": {values, events, required}}}`, digests in lower-case hex. Raises the fault of
-        `fields`."""
+        """From `{bank, pcrs: {"0": {values, events, required}}, runtime: {digests, violations}}`, digests in lower-case
+        hex. Raises the fault of `fields`."""
         bank, pcrs = fields.one_of("bank", PCR_BANKS, "sha256"), fields.section("pcrs")
         found = {n: _pcr(pcrs.section(str(n)), BANKS[bank].size) for n in range(24) if pcrs.has(str(n))}
+        runtime = _runtime(fields.section("runtime")) if fields.has("runtime") else None
         pcrs.finish()
         fields.finish()
-        return cls(bank, found)
+        return cls(bank, found, runtime)
 
     def check(self, bank: str, values: Mapping[int, bytes], logged: Mapping[int, tuple[bytes, ...]]) -> None:
         """Refuse quoted PCR `values` that these do not allow; `logged` holds the PCRs that the log explains. Raises
@@ -65,6 +76,33 @@ def _pcr(fields: Fields, size: int) -> PcrReference:
     )
     fields.finish()
     return found
+
+
+def _runtime(fields: Fields) -> RuntimeReference:
+    texts = fields.texts("digests", most=MAX_RUNTIME_DIGESTS)
+    digests = frozenset(_digest(fields, "digests", text, len(text) // 2) for text in texts)
+    if not {len(digest) for digest in digests} <= set(HASHES.values()):
+        raise fields.fault("digests", "expected digests of SHA-256, SHA-384 or SHA-512")
+    found = RuntimeReference(digests, fields.flag("violations", False))
+    fields.finish()
+    return found
+
+
+def _fingerprint(bank: str, pcrs: Mapping[int, PcrReference], runtime: RuntimeReference | None) -> bytes:
+    """Over everything that judges, in one order."""
+    digest = hashlib.sha256(bank.encode())
+    for pcr, reference in sorted(pcrs.items()):
+        for name in ("values", "events", "required"):
+            _add(digest, f"pcr {pcr} {name}", getattr(reference, name))
+    if runtime is not None:
+        _add(digest, f"runtime {runtime.violations}", runtime.digests)
+    return digest.digest()
+
+
+def _add(digest: hashlib._Hash, name: str, values: frozenset[bytes]) -> None:
+    digest.update(b"\x00" + name.encode() + len(values).to_bytes(4, "big"))
+    for value in sorted(values):
+        digest.update(len(value).to_bytes(1, "big") + value)
 
 
 def _texts(fields: Fields, name: str) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 
 `identify` judges the first message of an enrolment: which TPM, which maker, which keys. `verify` judges the second:
 these keys are in one TPM, and it booted that. Between the two stands the credential (`pki.tpm.credential`), which binds
-AK to EK. Everything comes in as values, the time included; nothing is remembered.
+AK to EK. `authenticate` and `verify_again` judge what the node of a certificate pushes while that lives. Everything
+comes in as values, the time included; nothing is remembered.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from foundation.faults import Fault
 from foundation.identity import AttestationClass
 from foundation.reasons import Reason
 from foundation.wire.enrolment import Begin, Evidence, PcrSelection, qualifying_data
+from foundation.wire.measurements import RUNTIME_PCR
+from foundation.wire.reattestation import Push
 from pki.tpm.algorithms import BANKS
 from pki.tpm.attest import Attest, AttestType, Certified, Counters, Quoted
 from pki.tpm.endorsement import check_profile, check_same_key, load_certificate
 from pki.tpm.eventlog import FIRMWARE_PCRS, EventLog
+from pki.tpm.ima import Aggregate, parse_measurements
 from pki.tpm.keys import check_ak, check_signer, check_tls_key
 from pki.tpm.public import Public
 from pki.tpm.reference import ReferenceValues
@@ -271,3 +275,114 @@ def _check_reference(
         reference.check(bank, values, logged)
     if required and (reference is None or not reference.pcrs):
         raise Fault(Reason.REFERENCE_MISSING)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What is on record of the last passed attestation. `counters` may be older than the rest, from enrolment; `boot`
+    tells the firmware's PCRs and by which reference values they were accepted, empty when they never were; `runtime`
+    is how far the runtime log has been accepted by those."""
+
+    counters: Counters | None
+    boot: bytes = b""
+    runtime: Aggregate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """What a pushed quote proved: `counters`, `boot` and `runtime` are the next `Accepted`."""
+
+    counters: Counters
+    boot: bytes
+    runtime: Aggregate | None
+
+
+def authenticate(ak: Public, push: Push, qualifying: tuple[bytes, ...]) -> tuple[Attest, int]:
+    """The quote that the enrolled TPM made over one of `qualifying`, and over which of them. Whatever is refused here
+    may be anybody's rubbish, and says nothing of the node. Raises `Fault` with the step's reason."""
+    # 1. The signature, by the AK's own scheme, over the octets that are parsed below.
+    check_signature(ak, push.quote_attest, push.quote_signature, "evidence.quote.signature")
+    # 2. and 3. Magic and type.
+    quote = Attest.parse(push.quote_attest, AttestType.QUOTE, "evidence.quote.attest")
+    # 4. The qualifying data.
+    matches = [index for index, data in enumerate(qualifying) if hmac.compare_digest(quote.extra_data, data)]
+    if not matches:
+        raise Fault(Reason.ATTEST_NONCE, field="evidence.quote.attest")
+    return quote, matches[0]
+
+
+def verify_again(
+    ak: Public,
+    quote: Attest,
+    push: Push,
+    pcrs: PcrSelection,
+    accepted: Accepted,
+    reference: ReferenceValues | None,
+    *,
+    reference_required: bool,
+) -> Again:
+    """Judge an authenticated quote: what the node booted and ran, by the same law as at enrolment. What was accepted
+    before by these very reference values needs no log again. Raises `Fault` with the step's reason."""
+    # 5. The signer is the AK, in the endorsement hierarchy.
+    check_signer(quote.signer, ak, "evidence.quote")
+    # 6. The signed selection is the asked one.
+    quoted = _check_selection(quote, pcrs)
+    # 7. The digest over the values is the signed one.
+    values = _check_values(quoted, pcrs, push.pcr_values, ak)
+    # 8. The TPM's counters never went back.
+    if accepted.counters is not None:
+        _check_progress(quote.counters, accepted.counters)
+    # 9. The firmware's PCRs are as they were accepted, or what the log and the reference values allow.
+    if reference_required and (reference is None or not reference.pcrs):
+        raise Fault(Reason.REFERENCE_MISSING)
+    boot = _boot(pcrs.bank, values, reference)
+    if not hmac.compare_digest(boot, accepted.boot):
+        _check_boot(push.event_log, pcrs.bank, values, reference)
+    # 10. The runtime log replays to PCR 10, and everything in it is allowed.
+    runtime = _check_runtime(push, pcrs.bank, values, reference, accepted, boot)
+    return Again(quote.counters, boot, runtime)
+
+
+def _boot(bank: str, values: Mapping[int, bytes], reference: ReferenceValues | None) -> bytes:
+    digest = hashlib.sha256(reference.fingerprint if reference else b"no reference values")
+    digest.update(bank.encode())
+    for pcr, value in sorted(values.items()):
+        if pcr != RUNTIME_PCR:
+            digest.update(pcr.to_bytes(1, "big") + value)
+    return digest.digest()
+
+
+def _check_boot(event_log: bytes, bank: str, values: Mapping[int, bytes], reference: ReferenceValues | None) -> None:
+    """As steps 10 and 11 of `verify`. What only a log could explain is not held against a node that sent none."""
+    logged = _replay(event_log, bank, values)
+    try:
+        if reference is not None:
+            reference.check(bank, values, logged)
+    except Fault:
+        if event_log:
+            raise
+        raise Fault(Reason.EVIDENCE_INCOMPLETE, "the event log is needed", field="evidence.event_log") from None
+
+
+def _check_runtime(
+    push: Push,
+    bank: str,
+    values: Mapping[int, bytes],
+    reference: ReferenceValues | None,
+    accepted: Accepted,
+    boot: bytes,
+) -> Aggregate | None:
+    if reference is None or reference.runtime is None:
+        return None
+    before = Aggregate.at_reset(bank)
+    if push.measured_from:
+        known = accepted.runtime
+        if known is None or known.count != push.measured_from or not hmac.compare_digest(boot, accepted.boot):
+            raise Fault(Reason.EVIDENCE_INCOMPLETE, field="evidence.measured_from")
+        before = known
+    entries = parse_measurements(push.measurements, "evidence.measurements")
+    after = before.extended(entries, bank)
+    if not after.count or not hmac.compare_digest(after.value, values.get(RUNTIME_PCR, b"")):
+        raise Fault(Reason.MEASUREMENTS_MISMATCH, field="evidence.measurements")
+    reference.runtime.check(entries, before.count)
+    return after

@@ -8,6 +8,7 @@ asked if startswith(input.route, "api.")
 
 answer := {"allow": false, "reasons": ["posture_failed"]} if {
 	not input.identity.verdict == "passed"
+	not proves_anew
 } else := {"allow": false, "reasons": ["deny_override"]} if {
 	denying.overridden
 } else := {"allow": true, "reasons": ["granted"], "grant": concat(":", ["role", role])} if {
@@ -18,6 +19,9 @@ answer := {"allow": false, "reasons": ["posture_failed"]} if {
 } else := {"allow": false, "reasons": ["role_missing"]} if {
 	by_role
 } else := {"allow": false, "reasons": ["kind_not_allowed"]}
+
+# By this route a node shows anew what it is. The authority itself refuses whoever's failure was not cleared.
+proves_anew if input.route == "api.attest"
 
 # People and services have roles here. Nodes and gateways get what their kind needs, whatever their roles are called.
 by_role if input.identity.kind in {"operator", "service"}

@@ -165,6 +165,7 @@ def test_the_table_above_covers_what_is_served(tmp_path: Path) -> None:
         def __getattr__(self, name: str) -> object:
             return self
 
+    from pki.api.attestation import attestation_routes
     from pki.api.enrolment import renewal_routes
     from pki.api.node import node_routes
     from pki.api.routes import authority_routes
@@ -174,6 +175,7 @@ def test_the_table_above_covers_what_is_served(tmp_path: Path) -> None:
         *authority_routes(nothing, TRUST_DOMAIN, verify_bundle=nothing, audit_head=nothing),
         *renewal_routes(nothing),
         *node_routes(nothing, TRUST_DOMAIN, policy_key=nothing, terms=nothing),
+        *attestation_routes(nothing),
     ]
     application = api_application(routes, LocalCallers(TRUST_DOMAIN).identify, nothing)
     served = {(each.method, each.resource.canonical) for each in application.router.routes() if each.resource}

@@ -27,6 +27,7 @@ from foundation.storage.database import Database
 from foundation.storage.settings import StorageSettings
 from foundation.tls import KeyPair, ServerContext, client_context, server_context
 from foundation.wire.enrolment import Token
+from pki.api.attestation import attestation_routes
 from pki.api.enrolment import enrolment_routes, renewal_routes
 from pki.api.node import node_routes
 from pki.api.routes import authority_routes
@@ -101,7 +102,7 @@ class Installation:
 
         own = authority_routes(self.authority, TRUST_DOMAIN, verify_bundle=verify, audit_head=lambda: {"size": 0})
         nodes = node_routes(self.authority, TRUST_DOMAIN, policy_key=self.policy_key, terms=self.settings.bundle)
-        return [*own, *nodes, *renewal_routes(self.service.renewal)]
+        return [*own, *nodes, *renewal_routes(self.service.renewal), *attestation_routes(self.service.attesting)]
 
     def policy_key(self) -> bytes:
         """The policy signing key's public half, PEM."""

@@ -58,7 +58,7 @@ workspace := {
 	"segments": {"edge": ["edge", "lab"], "lab": []},
 	"api": {
 		"roles": {"viewer": ["*.list", "decisions.explain"], "security": ["policy.*"]},
-		"kinds": {"node": ["renew"], "gateway": ["feed.*"]},
+		"kinds": {"node": ["renew", "attest"], "gateway": ["feed.*"]},
 	},
 }
 

@@ -37,6 +37,8 @@ test_a_name_that_only_looks_alike if {
 
 test_kinds_get_what_their_kind_needs_whatever_their_roles if {
 	decide("api.renew", {}).grant == "kind:node"
+	decide("api.attest", {}).grant == "kind:node"
+	decide("api.attest", {"kind": "operator", "roles": ["security"]}).reasons == ["role_missing"]
 	decide("api.feed.follow", {"kind": "gateway"}).grant == "kind:gateway"
 	decide("api.feed.follow", {}).reasons == ["kind_not_allowed"]
 	decide("api.inventory.list", {"roles": ["viewer"]}).reasons == ["kind_not_allowed"]
@@ -45,6 +47,11 @@ test_kinds_get_what_their_kind_needs_whatever_their_roles if {
 test_a_service_has_roles if decide("api.inventory.list", {"kind": "service", "roles": ["viewer"]}).allow
 
 test_a_failed_posture_denies if decide("api.renew", {"verdict": "failed"}).reasons == ["posture_failed"]
+
+test_a_failed_posture_may_prove_itself_anew if {
+	decide("api.attest", {"verdict": "failed"}).allow
+	decide("api.attest", {"verdict": "failed", "kind": "operator"}).reasons == ["role_missing"]
+}
 
 test_own_rules_deny if {
 	answer := sallyport.decision with input as but({"route": "api.renew"}) with data.workspace as workspace

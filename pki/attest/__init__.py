@@ -1,0 +1,1 @@
+"""Continuous re-attestation: a node proves every minute what it booted and runs."""
