@@ -29,6 +29,7 @@ from foundation.reasons import Reason
 from foundation.tls import HTTP_1_1, client_context, spki_sha256
 from foundation.wire.enrolment import MAX_BEGIN_BYTES
 
+JSON = "application/json"
 _MAX_PROBLEM_BYTES = 64 * 1024
 _ENCODING_DER = 2  # as `_ssl` has it: OpenSSL's X509_FILETYPE_ASN1
 
@@ -62,23 +63,29 @@ class Channel:
         return channel, root
 
     def post(self, path: str, body: bytes) -> bytes:
-        """The body of a success. Raises `Fault` with the server's own reason when it refuses; `SERVER_UNTRUSTED` when
-        it is not ours, and then nothing was sent; `SERVER_UNREACHABLE` when the answer is lost, and then it may have
-        acted or not."""
+        """The body of a success to a JSON message; raises as `ask`."""
+        return self.ask("POST", path, body)
+
+    def ask(
+        self, method: str, path: str, body: bytes = b"", content_type: str = JSON, most: int = MAX_BEGIN_BYTES
+    ) -> bytes:
+        """The body of a success, `most` bytes at most. Raises `Fault` with the server's own reason when it refuses;
+        `SERVER_UNTRUSTED` when it is not ours, and then nothing was sent; `SERVER_UNREACHABLE` when the answer is lost,
+        and then it may have acted or not."""
         if self._http.sock is not None and _has_gone(self._http.sock):
             self._http.close()  # making keys may take a TPM longer than a server waits for the first message
         if self._http.sock is None:
             self._connect()
         try:
-            self._http.request("POST", path, body, {"Content-Type": "application/json"})
+            self._http.request(method, path, body or None, {"Content-Type": content_type} if body else {})
             response = self._http.getresponse()
-            answer = response.read(MAX_BEGIN_BYTES + 1)
+            answer = response.read(most + 1)
         except (OSError, http.client.HTTPException) as error:
             self._http.close()
             raise _unreachable(self._address, error) from error
-        if len(answer) > MAX_BEGIN_BYTES:
+        if len(answer) > most:
             self._http.close()
-            raise Fault(Reason.MESSAGE_TOO_LARGE, f"{self._address} answers more than {MAX_BEGIN_BYTES} bytes")
+            raise Fault(Reason.MESSAGE_TOO_LARGE, f"{self._address} answers more than {most} bytes")
         if response.status != http.client.OK:
             raise refusal(response.status, answer)
         return answer

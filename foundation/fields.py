@@ -158,6 +158,10 @@ class Fields:
             raise self.fault(name, "expected strings as keys and values")
         return dict(value)
 
+    def value(self, name: str) -> Any:
+        """Whatever stands there, for who compares it and does not read it."""
+        return self._get(name, _MISSING)
+
     def document(self, name: str) -> Mapping[str, Any]:
         """An object of any values, for who keeps it and does not read it."""
         value = self._get(name, _MISSING)

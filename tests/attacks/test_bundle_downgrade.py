@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.bundle import REVISION, STATE
 from foundation.faults import Fault
 from foundation.identity import PolicyPublished
 from foundation.reasons import Reason
@@ -21,6 +22,8 @@ from policies.lifecycle.revision import build, verify
 from policies.settings import CompileSettings, PolicySettings
 from policies.signed import MANIFEST
 from policies.signing import new_signing_key
+from tests.fakes.clock import ManualClock
+from tests.support.bundles import GRANTS, FakeAuthority, Keeping
 from tests.support.policy import MINIMAL, workspace
 
 KEY = new_signing_key()
@@ -76,3 +79,25 @@ async def test_a_gateway_refuses_it_after_a_restart_too(tmp_path: Path) -> None:
     again = await restarted(PolicyPublished(5, published(5)))
     assert again.revision == 5
     await again.engine.close()
+
+
+async def test_a_node_refuses_it_after_a_restart_too(tmp_path: Path) -> None:
+    """The node keeps a floor of its own: an authority that was restored, or is not ours any more, brings nothing back,
+    and the files of an older bundle, put back beside the floor, neither."""
+    clock = ManualClock()
+    node = Keeping(tmp_path / "node", FakeAuthority(clock, number=5), clock)
+    await node.start().refresh()
+    older = {name: (node.folder / name).read_bytes() for name in (STATE, REVISION)}
+    node.authority.number = 6
+    await node.start().refresh()
+    for name, content in older.items():
+        (node.folder / name).write_bytes(content)
+    restarted = node.start()
+    await restarted.load()
+    assert restarted.current is None
+    for number, grants in ((5, GRANTS), (6, GRANTS.replace("[/valve]", "[/**]"))):
+        node.authority.number, node.authority.grants = number, grants
+        await restarted.refresh()
+        assert restarted.current is None
+        assert restarted.fault is not None
+        assert restarted.fault.reason is Reason.REVISION_DOWNGRADE
