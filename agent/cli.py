@@ -1,5 +1,8 @@
 """`sallyport node`: this machine as a node.
 
+What only one command needs, cryptography first of all, is imported when that command runs: help costs little, and so
+does mounting this beside others.
+
 Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 the command line is wrong.
 """
 
@@ -13,30 +16,27 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from agent.call import Call
-from agent.call import call as call_through_gateway
-from agent.channel import Refusal
-from agent.enrol import enrol as enrol_node
-from agent.keys import client_context, stored_key, telling_why, tpm_for
-from agent.renew import is_due
-from agent.renew import renew as renew_node
 from agent.settings import DEFAULT_FILE, Address, AgentSettings
-from agent.store import Identity, NodeStore
-from agent.tlskey import TpmTlsKey, self_test
 from foundation.clock import SystemClock
 from foundation.faults import Fault
 from foundation.files import read_secret
 from foundation.reasons import Reason
-from foundation.wire.enrolment import Token
 
-app = typer.Typer(no_args_is_help=True, help="This machine as a node: enrol, renew, status, call.")
-_out, _err = Console(), Console(stderr=True)
+if TYPE_CHECKING:
+    from agent.call import Call
+    from agent.store import Identity, NodeStore
+    from foundation.wire.enrolment import Token
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="This machine as a node: enrol, renew, status, health, call.",
+)
 _MAX_TOKEN_BYTES = 1024
 
 _Config = Annotated[Path | None, typer.Option("--config", help=f"TOML file with [agent]; {DEFAULT_FILE} if it exists.")]
@@ -61,12 +61,14 @@ def enrol(
     as_json: _Json = False,
 ) -> None:
     """Prove this machine by its TPM and get a certificate whose key lives in it. A lost answer is asked for again."""
+    from agent.enrol import enrol as enrol_node
+
     with _failing_clearly():
         settings = _settings(config, directory, authority=authority, tcti=tcti, event_log=event_log)
         if key:
             settings = replace(settings, attestation={"tpm": "tpm", "software": "none"}.get(key) or _wrong_key(key))
         settings = replace(settings, node=node or settings.node)
-        store = NodeStore(settings.directory, settings.pem)
+        store = _store(settings)
         token = _read_token(token_file)
         with _progress(quiet=as_json) as report:
             identity = asyncio.run(enrol_node(settings, token, store, SystemClock(), report))
@@ -83,9 +85,12 @@ def renew(
     as_json: _Json = False,
 ) -> None:
     """Get a new certificate for a new key by a fresh quote."""
+    from agent.renew import is_due
+    from agent.renew import renew as renew_node
+
     with _failing_clearly():
         settings = _settings(config, directory, renewal=renewal, tcti=tcti)
-        store, clock = NodeStore(settings.directory, settings.pem), SystemClock()
+        store, clock = _store(settings), SystemClock()
         identity = store.identity()
         store.write_pem(identity)  # a run that was stopped may have left the ones before
         due = not if_due or is_due(identity, clock) or store.pending() is not None
@@ -106,12 +111,35 @@ def status(
     """Say who this node is, and until when."""
     with _failing_clearly():
         settings = _settings(config, directory, tcti=tcti)
-        store = NodeStore(settings.directory)
+        store = _store(settings)
         identity = store.identity()
         extra: dict[str, Any] = {"answer_outstanding": store.pending() is not None}
         if test_key:
             extra["signatures_by_tpm"] = _count_signatures(identity, settings)
         _show(identity, as_json, extra)
+
+
+@app.command()
+def health(config: _Config = None, directory: _Directory = None, as_json: _Json = False) -> None:
+    """Say how this machine is now, and what its agent reported last."""
+    from agent import health as reports
+    from foundation.wire.health import ailments
+
+    with _failing_clearly():
+        settings = _settings(config, directory)
+        now = SystemClock().now()
+        here, last = reports.take(reports.HealthSettings(), now), reports.newest(settings.directory)
+        facts: dict[str, Any] = {"now": here.document(), "reported": last.document() if last else None}
+        facts["ailments"] = [each.value for each in ailments(last or here)]
+        _print(facts if as_json else _health_lines(facts, now), as_json)
+
+
+def _health_lines(facts: dict[str, Any], now: float) -> dict[str, Any]:
+    """The facts of now, over them those that only the agent knows, each on a line."""
+    reported = facts["reported"]
+    age = f"{now - reported['at']:.0f} s ago" if reported else "never: does the agent run?"
+    known = {**(reported or {}), **facts["now"], "reported": age, "ailments": ", ".join(facts["ailments"]) or "none"}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in known.items()}
 
 
 @app.command()
@@ -127,6 +155,8 @@ def call(
     directory: _Directory = None,
 ) -> None:
     """Call a service behind the gateway with this node's key. The answer's body goes to standard output as it comes."""
+    from agent.call import Call
+
     with _failing_clearly():
         settings = _settings(config, directory, gateway=gateway, tcti=tcti)
         if settings.gateway is None:
@@ -134,12 +164,15 @@ def call(
         request = Call(method.upper(), path, _headers(header or ()), _body(data), None if stream else settings.timeout)
         status_code = _call(settings, settings.gateway, request)
         if status_code >= 400:
-            _err.print(f"the service answers {status_code}")
+            typer.echo(f"the service answers {status_code}", err=True)
             raise typer.Exit(1)
 
 
 def _call(settings: AgentSettings, gateway: Address, request: Call) -> int:
-    identity = NodeStore(settings.directory).identity()
+    from agent.call import call as call_through_gateway
+    from agent.keys import client_context, stored_key, telling_why, tpm_for
+
+    identity = _store(settings).identity()
     with tpm_for(identity.key, settings) as tpm:
         key = stored_key(identity.key, tpm)
         with telling_why(key):
@@ -147,6 +180,9 @@ def _call(settings: AgentSettings, gateway: Address, request: Call) -> int:
 
 
 def _count_signatures(identity: Identity, settings: AgentSettings) -> int:
+    from agent.keys import stored_key, tpm_for
+    from agent.tlskey import TpmTlsKey, self_test
+
     with tpm_for(identity.key, settings) as tpm:
         key = stored_key(identity.key, tpm)
         return self_test(key) if isinstance(key, TpmTlsKey) else 0
@@ -165,8 +201,16 @@ def _settings(
     return replace(settings, **given)
 
 
+def _store(settings: AgentSettings) -> NodeStore:
+    from agent.store import NodeStore
+
+    return NodeStore(settings.directory, settings.pem)
+
+
 def _read_token(path: Path) -> Token:
     """Never from the command line: other users read that."""
+    from foundation.wire.enrolment import Token
+
     piped = str(path) == "-"
     raw = sys.stdin.buffer.read(_MAX_TOKEN_BYTES) if piped else read_secret(path, max_bytes=_MAX_TOKEN_BYTES)
     return Token.parse(raw.decode("ascii", "replace").strip())
@@ -208,11 +252,15 @@ def _show(identity: Identity, as_json: bool, extra: dict[str, Any]) -> None:
         "attested_until": _time(issued.attested_until),
         **extra,
     }
+    _print(facts, as_json)
+
+
+def _print(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        _out.file.write(json.dumps(facts) + "\n")
+        typer.echo(json.dumps(facts))
         return
     for name, value in facts.items():
-        _out.print(f"[dim]{name.replace('_', ' '):>18}[/dim]  {escape(str(value))}", soft_wrap=True)
+        typer.echo(f"{typer.style(name.replace('_', ' ').rjust(18), dim=True)}  {value}")
 
 
 def _time(seconds: int) -> str:
@@ -221,10 +269,13 @@ def _time(seconds: int) -> str:
 
 @contextlib.contextmanager
 def _progress(*, quiet: bool) -> Iterator[Any]:
-    if quiet or not _err.is_terminal:
+    if quiet or not sys.stderr.isatty():
         yield lambda _step: None
         return
-    with _err.status("starting") as spinner:
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status("starting") as spinner:
         yield lambda step: spinner.update(escape(step))
 
 
@@ -234,11 +285,12 @@ def _failing_clearly() -> Iterator[None]:
     try:
         yield
     except Fault as fault:
-        _err.print(f"[bold red]{fault.reason.code}[/bold red]: {escape(fault.reason.meaning)}", soft_wrap=True)
+        code = typer.style(fault.reason.code, fg="red", bold=True)
+        typer.echo(f"{code}: {fault.reason.meaning}", err=True)
         if fault.detail:
             where = f" ({fault.field})" if fault.field else ""
-            _err.print(f"  {escape(fault.detail + where)}", soft_wrap=True)
-        _err.print(f"  [green]what to do:[/green] {escape(fault.reason.remedy)}", soft_wrap=True)
-        if isinstance(fault, Refusal) and fault.decision:
-            _err.print(f"  [dim]sallyport explain {escape(fault.decision)}[/dim]", soft_wrap=True)
+            typer.echo(f"  {fault.detail}{where}", err=True)
+        typer.echo(f"  {typer.style('what to do:', fg='green')} {fault.reason.remedy}", err=True)
+        if decision := getattr(fault, "decision", ""):  # of a gateway's refusal
+            typer.echo(f"  sallyport explain {decision}", err=True)
         raise typer.Exit(1) from None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from agent.cli import app
 from foundation.reasons import Reason
+from foundation.wire.health import HealthReport, Tunnels
 from tests.support.authority import SmallAuthority
 from tests.support.swtpm import EmulatedTpm, maker, swtpm
 
@@ -115,3 +119,21 @@ def test_a_bad_token_file_is_named(tmp_path: Path, text: str, mode: int, code: s
 def test_a_wrong_command_line_exits_with_2() -> None:
     assert node("enrol").exit_code == 2
     assert node("enrol", "--token", "sp1_secret").exit_code == 2
+
+
+def test_health_says_how_the_machine_is_and_what_was_reported(tmp_path: Path) -> None:
+    fresh = json.loads(node("health", "--directory", tmp_path, "--json").stdout)
+    assert fresh["reported"] is None
+    assert fresh["now"]["memory"]["total"] > 0
+    assert "never: does the agent run?" in node("health", "--directory", tmp_path).stdout
+    report = HealthReport(at=time.time() - 5, interval=60, tunnels=Tunnels(1, 2))
+    (tmp_path / "health.json").write_bytes(report.encode())
+    known = json.loads(node("health", "--directory", tmp_path, "--json").stdout)
+    assert known["reported"] == report.document()
+    assert known["ailments"] == ["tunnels_missing"]
+    assert "tunnels_missing" in node("health", "--directory", tmp_path).stdout
+
+
+def test_help_costs_no_cryptography() -> None:
+    program = "import sys, agent.cli; sys.exit(any(m.startswith(('cryptography', 'rich')) for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
