@@ -12,16 +12,18 @@ from typing import Protocol
 
 from foundation.faults import Fault
 from foundation.identifiers import SpiffeId
+from foundation.identity import IdentityRecord
 from foundation.reasons import Reason
 from foundation.tunnel import Stream, StreamUser, Tunnel
-from foundation.wire.streams import StreamCall, StreamRelay, StreamRequest
+from foundation.wire.streams import MAX_SEGMENTS, StreamCall, StreamRelay, StreamRequest
 from gateway.broker.settings import BrokerSettings
 from gateway.broker.siblings import SiblingTable
 from gateway.broker.stream import BrokeredStream, Reach, by_name_alone, node, stream_route
 from gateway.proxy.identify import Caller, Peer
 from gateway.proxy.services import ConnectionServices
-from gateway.snapshot import Snapshot
+from gateway.snapshot import PolicyPart, Snapshot
 from policies.model import Permit
+from policies.segments import segments_of
 
 
 class NodeTunnel(Protocol):
@@ -159,7 +161,7 @@ class Here:
             raise Fault(Reason.TARGET_ABSENT)
         call = StreamCall(
             source=source.id,
-            segments=(source.segment,) if source.segment else (),
+            segments=_segments(snapshot.policy, source),
             route=request.route,
             service=snapshot.policy.routes.stream(request.route).service,
             protocol=request.protocol,
@@ -167,6 +169,12 @@ class Here:
             decision=permit.id,
         )
         return self._holder.tunnel.open(user, call.encode())
+
+
+def _segments(policy: PolicyPart, source: IdentityRecord) -> tuple[str, ...]:
+    """Those that the caller is in: the target compares them with its own revision."""
+    data = policy.compiled.data if policy.compiled is not None else {}
+    return tuple(sorted(segments_of(data, source))[:MAX_SEGMENTS])
 
 
 class Elsewhere:

@@ -57,6 +57,13 @@ class BrokeredPlane(DataPlane):
         self.broker_settings = settings or BrokerSettings()
         self.join()
 
+    def prove(self, spiffe_id: str) -> None:
+        """Be a gateway of this ID."""
+        self.server = self.authority.service(spiffe_id, "gateway-proves", HOST)
+        self.context = server_context(
+            self.server, client_roots=self.authority.pem, protocols=(PROTOCOL, RELAY_PROTOCOL)
+        )
+
     def join(self, gateways: Relay | None = None, announcer: Announcer | None = None) -> None:
         """Build the broker, with a way to other gateways where there is one."""
         self.broker = broker = Broker(
