@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,7 +36,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="This machine as a node: enrol, renew, status, health, call.",
+    help="This machine as a node: enrol, renew, attest, status, health, call.",
 )
 _MAX_TOKEN_BYTES = 1024
 
@@ -98,6 +99,29 @@ def renew(
             with _progress(quiet=as_json) as report:
                 identity = asyncio.run(renew_node(settings, store, clock, report))
         _show(identity, as_json, {"renewed": due})
+
+
+@app.command()
+def attest(
+    renewal: _Renewal = "",
+    tcti: _Tcti = "",
+    measurements: Annotated[Path | None, typer.Option(help="The kernel's runtime measurement log.")] = None,
+    config: _Config = None,
+    directory: _Directory = None,
+    as_json: _Json = False,
+) -> None:
+    """Prove once, by a fresh quote, what this machine booted and runs. `agent run` does so all the time."""
+    from agent.attest import AttestationSettings, Attester
+    from agent.tpm import Tpm
+
+    with _failing_clearly():
+        settings = _settings(config, directory, renewal=renewal, tcti=tcti)
+        log = AttestationSettings(measurements) if measurements else AttestationSettings()
+        store = _store(settings)
+        with Tpm(settings.tcti) as tpm:
+            attester = Attester(settings, log, store, tpm, SystemClock(), random.random)
+            answer = asyncio.run(attester.push())
+        _show(store.identity(), as_json, {"attested_until": _time(answer.attested_until), "interval": answer.interval})
 
 
 @app.command()

@@ -95,7 +95,7 @@ class TpmProver:
             quote_attest=quoted.attest,
             quote_signature=quoted.signature,
             pcr_values=values,
-            event_log=_read_event_log(self._event_log),
+            event_log=read_event_log(self._event_log),
             csr=create_csr(self.key),
         )
 
@@ -125,7 +125,7 @@ class SoftwareProver:
         return b""
 
 
-def _read_event_log(path: Path) -> bytes:
+def read_event_log(path: Path) -> bytes:
     """The firmware's log; empty where the machine has none. Raises `Fault(FILE_UNREADABLE)`."""
     try:
         with path.open("rb") as file:

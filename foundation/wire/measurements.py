@@ -1,13 +1,18 @@
-"""Where each entry of Linux's runtime measurement log begins: what the node counts by, and the authority parses.
+"""Where each entry of Linux's runtime measurement log begins, and what it made of PCR 10: the node cuts the log by
+that, and the authority parses it.
 
 An entry of `binary_runtime_measurements` (security/integrity/ima/ima_fs.c) is the PCR (4 octets), the template's SHA-1
 (20), the length of the template's name (4) and the name, the length of the template's data (4) and the data. Integers
 are little-endian, as the kernels of all our machines write them. The template `ima` has no length before its data, and
 is refused: so is whatever is not framed like this.
+
+A bank is extended with its own hash of the template's data (Linux 5.8 and later), or with ones where the SHA-1 is zero:
+a violation, for the file was open for writing meanwhile.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,6 +23,7 @@ MAX_TEMPLATE_NAME = 32
 RUNTIME_PCR = 10  # CONFIG_IMA_MEASURE_PCR_IDX
 _HEAD = struct.Struct("<I20sI")
 _SIZE = struct.Struct("<I")
+_VIOLATION = bytes(20)
 
 
 class Framed(NamedTuple):
@@ -28,6 +34,15 @@ class Framed(NamedTuple):
     template: bytes
     data: bytes
     end: int
+
+    @property
+    def is_violation(self) -> bool:
+        return self.template_sha1 == _VIOLATION
+
+    def extend(self, bank: str, value: bytes) -> bytes:
+        """What PCR 10 of `bank` (`sha256`, …) holds after this entry, where it held `value`."""
+        digest = b"\xff" * len(value) if self.is_violation else hashlib.new(bank, self.data).digest()
+        return hashlib.new(bank, value + digest).digest()
 
 
 def framed(raw: bytes) -> Iterator[Framed]:

@@ -1,13 +1,12 @@
 """Linux's runtime measurements (IMA): what was measured after the boot, and its replay to PCR 10.
 
-Source: Linux, Documentation/security/IMA-templates.rst; security/integrity/ima/ima_template.c and ima_queue.c. An entry
-of the log is framed by `foundation.wire.measurements`; its template's data is a row of fields, each with its length in
-4 octets, little-endian: `d-ng` (`sha256:` NUL digest), `n-ng` (path, NUL), and with `ima-sig` `sig`.
+Source: Linux, Documentation/security/IMA-templates.rst; security/integrity/ima/ima_template.c and ima_queue.c. How the
+log is framed and replayed is in `foundation.wire.measurements`. The data of a template is a row of fields, each with
+its length in 4 octets, little-endian: `d-ng` (`sha256:` NUL digest), `n-ng` (path, NUL), and with `ima-sig` `sig`.
 
 Laws held here:
 - the log is a claim: an entry counts once the quoted PCR 10 bears it out, with all entries before it;
-- the bank's own hash over the template's data is what was extended (Linux 5.8 and later), never the SHA-1 in the log;
-- a violation (the file was open for writing meanwhile) extends ones, whatever the entry says of a digest.
+- only what the template's data says is judged, for that is what was extended; of a violation nobody knows what it was.
 """
 
 from __future__ import annotations
@@ -26,19 +25,17 @@ TEMPLATES = {b"ima-ng": 2, b"ima-sig": 3}  # how many fields each has
 HASHES = {b"sha256": 32, b"sha384": 48, b"sha512": 64}
 MAX_PATH = 4096 + 1
 MAX_SIGNATURE = 1024
-_VIOLATION = bytes(20)
 _BOOT_AGGREGATE = b"boot_aggregate"
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One entry. `digest` is the file's; `path` is the kernel's word for it, and not authenticated to
-    be a path of this machine's root. `data` is what was extended, hashed."""
+    """One entry. `digest` is the file's; `path` is the kernel's word for it, and not authenticated to be a path of this
+    machine's root."""
 
+    entry: Framed
     digest: bytes
     path: bytes
-    violation: bool
-    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +51,9 @@ class Aggregate:
 
     def extended(self, entries: Iterable[Measurement], bank: str) -> Aggregate:
         """The aggregate after these too."""
-        count, value, ones = self.count, self.value, b"\xff" * BANKS[bank].size
-        for entry in entries:
-            extends = ones if entry.violation else hashlib.new(bank, entry.data).digest()
-            value = hashlib.new(bank, value + extends).digest()
-            count += 1
+        count, value = self.count, self.value
+        for each in entries:
+            count, value = count + 1, each.entry.extend(bank, value)
         return Aggregate(count, value)
 
 
@@ -73,12 +68,12 @@ class RuntimeReference:
     def check(self, entries: Iterable[Measurement], first: int) -> None:
         """Refuse what is not among the digests; `first` is the number of the first entry. The kernel's own first entry
         sums up the boot, which the other PCRs tell in full. Raises `Fault(MEASUREMENT_UNKNOWN)` naming the entry."""
-        for number, entry in enumerate(entries, first):
-            if number == 0 and entry.path == _BOOT_AGGREGATE:
+        for number, each in enumerate(entries, first):
+            if number == 0 and each.path == _BOOT_AGGREGATE:
                 continue
-            if not (self.violations if entry.violation else entry.digest in self.digests):
-                path = entry.path[:256].decode("utf-8", "replace")
-                detail = f"entry {number}: {path!r}{' was written to meanwhile' if entry.violation else ''}"
+            if not (self.violations if each.entry.is_violation else each.digest in self.digests):
+                path = each.path[:256].decode("utf-8", "replace")
+                detail = f"entry {number}: {path!r}{' was written to meanwhile' if each.entry.is_violation else ''}"
                 raise Fault(Reason.MEASUREMENT_UNKNOWN, detail, field="evidence.measurements")
 
 
@@ -98,13 +93,12 @@ def _measurement(entry: Framed, path: str) -> Measurement:
     if entry.pcr != RUNTIME_PCR or wanted is None:
         raise _malformed(path, f"an entry of PCR {entry.pcr} by the template {entry.template!r}")
     fields = _fields(entry.data, path, wanted)
-    violation = entry.template_sha1 == _VIOLATION
-    digest, name = _digest(fields[0], path, violation), fields[1]
+    digest, name = _digest(fields[0], path, entry.is_violation), fields[1]
     if not name.endswith(b"\0") or b"\0" in name[:-1] or not 1 < len(name) <= MAX_PATH:
         raise _malformed(path, "a path that is empty, too long, or does not end where it ends")
-    if not violation and hashlib.sha1(entry.data, usedforsecurity=False).digest() != entry.template_sha1:
+    if not entry.is_violation and hashlib.sha1(entry.data, usedforsecurity=False).digest() != entry.template_sha1:
         raise _malformed(path, "an entry whose SHA-1 is not that of its data")
-    return Measurement(digest, name[:-1], violation, entry.data)
+    return Measurement(entry, digest, name[:-1])
 
 
 def _fields(data: bytes, path: str, count: int) -> tuple[bytes, ...]:
