@@ -20,7 +20,7 @@ from docs.settings_reference import settings_rows
 from foundation.api import ApiRoute
 from foundation.audit.settings import AuditSettings
 from foundation.decisionlog.settings import DecisionLogSettings
-from foundation.hotstate.settings import HotStateSettings
+from foundation.hotstate.settings import HotStateSettings, RedisSettings
 from foundation.reasons import Reason
 from foundation.storage.settings import StorageSettings
 from foundation.telemetry import TelemetrySettings
@@ -77,6 +77,7 @@ def settings() -> str:
         "audit": AuditSettings.parse,
         "decisions": DecisionLogSettings.parse,
         "hotstate": HotStateSettings.parse,
+        "hotstate.redis": RedisSettings.parse,
         "telemetry": TelemetrySettings.parse,
         "health": HealthSettings.parse,
         "authority": AuthoritySettings.parse,

@@ -21,6 +21,7 @@ _REQUIRED: Mapping[str, Mapping[str, Any]] = {
         "root": "root.pem",
         "policy_key": "policy.pub",
     },
+    "hotstate.redis": {"url": "unix:///run/redis/redis.sock"},
 }
 
 

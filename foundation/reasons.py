@@ -186,7 +186,6 @@ class Reason(Enum):
     HOT_STATE_UNAVAILABLE = _Text(
         503, "what is remembered for a short time cannot be reached", "check the Redis server of [hotstate]"
     )
-    HOT_STATE_LOST = _Text(503, "what was remembered for a short time was lost meanwhile", "begin again")
     HOT_STATE_UNSAFE = _Text(
         503, "the Redis server may forget before it is time", "see docs/operations.md, Redis for more than one gateway"
     )

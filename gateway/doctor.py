@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import json
 import os
@@ -14,7 +15,9 @@ from pathlib import Path
 
 from cryptography import x509
 
+from foundation.clock import SystemClock
 from foundation.faults import Fault
+from foundation.hotstate import HotStateSettings, open_hot_state
 from gateway.configuration import Configuration, Role, SystemSettings, read_configuration
 from gateway.health import HealthSettings
 
@@ -166,6 +169,28 @@ def _disk(configuration: Configuration) -> Iterator[Finding]:
     )
 
 
+def _hot_state(configuration: Configuration) -> Iterator[Finding]:
+    """The Redis server, where there is one."""
+    settings = HotStateSettings.parse(configuration.section("hotstate"))
+    if settings.redis is None:
+        return
+    where = f"Redis at {settings.redis.place}"
+    try:
+        asyncio.run(_ask_hot_state(settings))
+    except Fault as fault:
+        yield Finding("hot state", "bad", f"{where}: {fault.detail or fault.internal}", fault.reason.remedy)
+    else:
+        yield Finding("hot state", "good", where)
+
+
+async def _ask_hot_state(settings: HotStateSettings) -> None:
+    hot = open_hot_state(settings, SystemClock())
+    try:
+        await hot.generation()
+    finally:
+        await hot.close()
+
+
 def _running(configuration: Configuration) -> Iterator[Finding]:
     """What a gateway that runs by these settings says of itself; nothing when none does."""
     settings = HealthSettings.parse(configuration.section("health"))
@@ -184,5 +209,6 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-_OF_AN_AUTHORITY: tuple[Check, ...] = (_programs, _secrets, _certificates, _makers, _production, _disk, _running)
-_OF_A_GATEWAY: tuple[Check, ...] = (_identity, _disk, _running)
+_ANYWHERE: tuple[Check, ...] = (_hot_state, _disk, _running)
+_OF_AN_AUTHORITY: tuple[Check, ...] = (_programs, _secrets, _certificates, _makers, _production, *_ANYWHERE)
+_OF_A_GATEWAY: tuple[Check, ...] = (_identity, *_ANYWHERE)

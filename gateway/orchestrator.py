@@ -38,8 +38,7 @@ from foundation.decisionlog.log import DecisionLog
 from foundation.decisionlog.masking import Mask
 from foundation.faults import Fault
 from foundation.files import make_private_folder
-from foundation.hotstate.memory import MemoryHotState
-from foundation.hotstate.settings import HotStateSettings
+from foundation.hotstate import HotState, open_hot_state
 from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import AttestationClass, Revocation, SnapshotNumbers
 from foundation.logs import configure_logging
@@ -111,7 +110,6 @@ class AuthoritySections:
     """The settings of an authority on this machine."""
 
     storage: StorageSettings
-    hot_state: HotStateSettings
     authority: AuthoritySettings
     enrolment: EnrolmentSettings
 
@@ -120,7 +118,6 @@ class AuthoritySections:
         section = configuration.section
         return cls(
             storage=StorageSettings.parse(section("storage")),
-            hot_state=HotStateSettings.parse(section("hotstate")),
             authority=AuthoritySettings.parse(section("authority")),
             enrolment=EnrolmentSettings.parse(section("enrolment"), production=production),
         )
@@ -191,6 +188,7 @@ class _Base:
     segments: SegmentCloser
     metrics: ProcessMetrics
     policy_key: PinnedKey
+    hot: HotState
     seats: Seats
     siblings: SiblingTable
 
@@ -353,12 +351,15 @@ class Orchestrator:
         stack.push_async_callback(decisions.close)
         await segments.mend_workers()
         policy_key = PinnedKey(settings.policy_key_file)
+        hot = open_hot_state(settings.plane.hot_state, time)
+        stack.push_async_callback(hot.close)
+        await _refuse_unsafe(hot)
         seats = Seats.shared(settings.system.state / SEATS, 0)
         siblings = SiblingTable.shared(settings.system.state / SIBLINGS, 0)
         if self._left is None:
             seats.reset()
             siblings.reset()
-        return _Base(telemetry, time, audit, mask, decisions, segments, metrics, policy_key, seats, siblings)
+        return _Base(telemetry, time, audit, mask, decisions, segments, metrics, policy_key, hot, seats, siblings)
 
     async def _open_source(self, stack: AsyncExitStack, base: _Base) -> _Source:
         settings = self._settings.authority
@@ -372,7 +373,7 @@ class Orchestrator:
         authority = await Authority.open(here.authority, database, base.audit, base.time)
         enrolment = EnrolmentService.make(
             authority,
-            MemoryHotState(here.hot_state, base.time),
+            base.hot,
             base.audit,
             base.time,
             settings=here.enrolment,
@@ -572,6 +573,15 @@ async def _may_upgrade(base: _Base) -> bool:
         return False
     await base.audit.append(AuditEvent("upgrade.begun", "system", "process"))
     return True
+
+
+async def _refuse_unsafe(hot: HotState) -> None:
+    """A server that may forget stops the start; one that is away does not, and whatever needs it refuses meanwhile."""
+    try:
+        await hot.generation()
+    except Fault as fault:
+        if fault.reason is Reason.HOT_STATE_UNSAFE:
+            raise
 
 
 def _settle_memory() -> None:

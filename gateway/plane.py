@@ -10,6 +10,7 @@ from foundation.clock import Clock
 from foundation.decisionlog.log import DecisionLog
 from foundation.decisionlog.settings import DecisionLogSettings
 from foundation.fields import Fields
+from foundation.hotstate.settings import HotStateSettings
 from foundation.telemetry import Telemetry, TelemetrySettings
 from foundation.wire.tunnel import PROTOCOL, RELAY_PROTOCOL
 from gateway.access.log import AccessLog
@@ -86,6 +87,7 @@ class PlaneSettings:
     system: SystemSettings
     telemetry: TelemetrySettings
     decisions: DecisionLogSettings
+    hot_state: HotStateSettings
     policy: PolicySettings
     processes: ProcessSettings
     listener: GatewayListenerSettings
@@ -112,6 +114,7 @@ class PlaneSettings:
             system=replace(system, role=role or system.role),
             telemetry=TelemetrySettings.parse(section("telemetry")),
             decisions=DecisionLogSettings.parse(section("decisions")),
+            hot_state=HotStateSettings.parse(section("hotstate")),
             policy=PolicySettings.parse(section("policy")),
             processes=ProcessSettings.parse(gateway),
             listener=GatewayListenerSettings.parse(gateway.section("listener", optional=True)),

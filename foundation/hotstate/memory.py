@@ -39,11 +39,9 @@ class MemoryHotState:
     async def generation(self) -> str:
         return self._generation
 
-    async def put_once(self, key: str, value: bytes, ttl: float, *, since: str | None = None) -> bool:
+    async def put_once(self, key: str, value: bytes, ttl: float) -> bool:
         check_value(value)
         check_ttl(ttl)
-        if since not in (None, self._generation):
-            raise Fault(Reason.HOT_STATE_LOST)
         if self._find(key) is not None:
             return False
         self._add(key, value, ttl, len(value))

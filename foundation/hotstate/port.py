@@ -30,17 +30,14 @@ class HotState(Protocol):
     `Fault(HOT_STATE_UNAVAILABLE)`: absent state refuses."""
 
     async def generation(self) -> str:
-        """Names what is remembered, without a break. With another generation, everything that was put before is gone.
-
-        A key is free again after a loss. So `put_once` alone guards the single use of something only if that something
-        is itself an entry here; whoever marks as used what was issued otherwise puts the generation into what is issued
-        and names it as `since`."""
+        """Names what is remembered without a break, and never comes back. With another generation, everything that was
+        put before is gone, and its keys are free again. So whoever marks with `put_once` as used what is no entry here
+        puts the generation into what is issued, and refuses it when, after the mark, the generation is another."""
         ...
 
-    async def put_once(self, key: str, value: bytes, ttl: float, *, since: str | None = None) -> bool:
-        """Put `value` unless there is an entry of this key. False means there was, and it stays as it is. With `since`,
-        raises `Fault(HOT_STATE_LOST)` when that is not the generation any more. Raises `Fault(OVERLOADED)` when there
-        is no room: nothing is ever pushed out by something new."""
+    async def put_once(self, key: str, value: bytes, ttl: float) -> bool:
+        """Put `value` unless there is an entry of this key. False means there was, and it stays as it is. Raises
+        `Fault(OVERLOADED)` when there is no room: nothing is ever pushed out by something new."""
         ...
 
     async def get(self, key: str) -> bytes | None:

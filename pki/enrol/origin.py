@@ -27,6 +27,8 @@ _OPEN = frozenset(
         Reason.SERIAL_CONFLICT,
         Reason.CONFLICT,
         Reason.OVERLOADED,
+        Reason.HOT_STATE_UNAVAILABLE,
+        Reason.HOT_STATE_UNSAFE,
     }
 )
 

@@ -14,7 +14,8 @@ import pytest
 from foundation.fields import Fields
 from foundation.reasons import Reason
 from gateway.configuration import Configuration
-from gateway.doctor import Finding, _running
+from gateway.doctor import Finding, _hot_state, _running
+from tests.support.redis import redis_server
 
 
 @contextmanager
@@ -63,3 +64,23 @@ def test_what_does_not_run_or_says_something_else_is_no_finding() -> None:
     assert findings(1) == []
     with serving(b"<html>") as port:
         assert findings(port) == []
+
+
+def of_hot_state(section: dict[str, object]) -> list[Finding]:
+    top = Fields({"hotstate": section}, "", Reason.SETTING_INVALID)
+    return list(_hot_state(Configuration(Path("sallyport.toml"), b"", top)))
+
+
+def test_a_redis_server_is_asked_whether_it_keeps_what_it_is_given() -> None:
+    assert of_hot_state({}) == []
+    with redis_server() as server:
+        section: dict[str, object] = {"redis": {"url": f"unix://{server.socket}"}}
+        assert [finding.grade for finding in of_hot_state(section)] == ["good"]
+        with server.raw() as raw:
+            raw.config_set("maxmemory-policy", "allkeys-lru")
+        [finding] = of_hot_state(section)
+        assert finding.grade == "bad"
+        assert "noeviction" in finding.detail
+    [finding] = of_hot_state(section)
+    assert (finding.check, finding.grade) == ("hot state", "bad")
+    assert str(server.socket) in finding.detail
