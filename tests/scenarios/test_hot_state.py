@@ -53,11 +53,13 @@ def test_without_redis_nobody_enrols_others_are_served_and_then_it_goes_on(
     assert grade_of_hot_state(system) == "good"
     redis.kill()
     assert "hot_state_unavailable" in late.enrol(expect=1).err
-    early.call("/version")
+    early.call("GET", "/version")
+    with system.connect_operator("api") as operator:
+        assert operator.get("/v1/gateway").status == 200
     assert grade_of_hot_state(system) == "bad"
     redis.start()
     late.enrol()
-    late.call("/version")
+    late.call("GET", "/version")
 
 
 def test_a_server_that_may_forget_stops_the_start(make_system: MakeSystem) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,15 @@ from hypothesis import strategies as st
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.hotstate import HotStateSettings, MemoryHotState
+from foundation.hotstate.redis import RedisHotState
+from foundation.hotstate.settings import RedisSettings
 from foundation.identifiers import Kind, SpiffeId
 from foundation.reasons import Reason
 from foundation.wire.enrolment import MAX_BEGIN_BYTES
 from pki.enrol.rate import RateTable, source_of
 from pki.enrol.sessions import Session, Sessions
 from pki.enrol.settings import EnrolmentSettings
+from pki.enrol.use import CertificateUse
 from pki.tokens import TokenUse
 from tests.fakes.clock import ManualClock
 
@@ -131,3 +135,11 @@ async def test_a_session_is_taken_once_and_for_its_purpose() -> None:
     session_id = await sessions.open(Session("enrol", b"", EDGE, bytes(32), bytes(32)))
     assert await sessions.take(session_id, "renew") is None
     assert await sessions.take(session_id, "enrol") is None
+
+
+async def test_a_note_that_cannot_be_made_refuses_nobody(tmp_path: Path) -> None:
+    use = CertificateUse(RedisHotState(RedisSettings(path=tmp_path / "nobody")))
+    await use.note("a1")
+    with pytest.raises(Fault) as caught:
+        await use.was_noted("a1")
+    assert caught.value.reason is Reason.HOT_STATE_UNAVAILABLE
