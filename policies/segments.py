@@ -1,6 +1,6 @@
 """Which segments an identity is in, for those who have to name them: a gateway that announces a caller, a node that
-judges who reaches it. Decisions are policy's (policies/rego/segments.rego); this is the same sentence over the same data.
-Pure values.
+judges who reaches it. Decisions are policy's (policies/rego/segments.rego); this is the same sentence over the same
+data. Pure values.
 """
 
 from __future__ import annotations
