@@ -141,6 +141,9 @@ class Reason(Enum):
 
     # --- The broker: streams between nodes ---------------------------------------------------------------
     TUNNEL_MALFORMED = _Text(400, "the tunnel's frames do not follow the protocol", "see docs/protocol.md")
+    TUNNEL_FLOODED = _Text(
+        429, "the tunnel's other side sends more frames that carry nothing than it may", "open streams less often"
+    )
     TUNNEL_LOST = _Text(503, "the tunnel that carried the stream is gone", "open the stream again")
     STREAM_LIMIT = _Text(429, "too many streams are open over this tunnel", "close some first")
     TARGET_UNTRUSTED = _Text(

@@ -4,6 +4,8 @@ Laws held here:
 - nothing is written to a connection that does not take it: what waits, waits in its stream, and streams that wait are
   served in turn, `QUANTUM` bytes each, so that none starves another;
 - what a stream holds is bounded by the credit that its reader gives back only for what was passed on;
+- a connection that takes nothing while answers pile up for it is aborted (`MOST_BUFFERED`): neither side stops reading,
+  for two that wait for each other would wait for ever;
 - when the connection is gone, every stream of it is over, and each user is told once.
 
 The protocol is `foundation.wire.tunnel`'s. Whoever has the connection (a node's agent, a gateway's listener, a relay)
@@ -19,10 +21,9 @@ from typing import Protocol
 from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.reasons import Reason
-from foundation.wire.streams import reason_of
-from foundation.wire.tunnel import (
-    MAX_DATA,
-    STREAMS,
+from foundation.wire.streams import StreamRefusal, reason_of
+from foundation.wire.tunnel import FRAMES_OF_GATEWAY, FRAMES_OF_NODE, MAX_DATA, STREAMS, TunnelState, datagram_cost
+from foundation.wire.tunnel_events import (
     CreditReceived,
     DatagramReceived,
     DataReceived,
@@ -36,13 +37,13 @@ from foundation.wire.tunnel import (
     StreamRefused,
     StreamRequested,
     StreamReset,
-    TunnelState,
-    datagram_cost,
 )
 
 QUANTUM = 32 << 10
 WRITE_HIGH_WATER = 256 << 10
 WRITE_LOW_WATER = 64 << 10
+WRITE_AT_ONCE = 64 << 10
+MOST_BUFFERED = 4 << 20
 
 
 class StreamUser(Protocol):
@@ -87,37 +88,38 @@ class TunnelUser(Protocol):
 class Stream:
     """One stream of one tunnel. `backlog` is how many written bytes have not left yet."""
 
-    __slots__ = ("_ending", "_queue", "_tunnel", "_waits", "backlog", "number", "user")
+    __slots__ = ("_ended", "_queue", "_tunnel", "backlog", "number", "user", "waits")
 
     def __init__(self, tunnel: Tunnel, number: int, user: StreamUser) -> None:
         self._tunnel = tunnel
         self._queue: deque[bytes] = deque()
-        self._waits = False  # in the tunnel's row of those that can send
-        self._ending = False
+        self._ended = False  # once all that waits has left
         self.number = number
         self.user = user
         self.backlog = 0
+        self.waits = False  # in the tunnel's row of those that can send
 
     @property
     def is_open(self) -> bool:
-        return self._tunnel.state.is_open(self.number)
+        return not self._tunnel.is_lost and self._tunnel.state.is_open(self.number)
 
     def accept(self, user: StreamUser, document: bytes) -> None:
         """Take the stream that the other side asked for."""
         self.user = user
         self._tunnel.send(self._tunnel.state.accept(self.number, document))
+        self.go()
 
     def refuse(self, document: bytes) -> None:
         """Turn it away."""
         self._tunnel.send(self._tunnel.state.refuse(self.number, document))
-        self._tunnel.forget(self)
+        self._tunnel.forget_if_over(self)
 
     def write(self, data: bytes) -> None:
         """Send `data`, now or when there is room; the user is told by `sent`, perhaps before this returns. Behind the
         end of the stream it is dropped."""
-        if not self.is_open:
+        if not data or self._ended or not self.is_open:
             return
-        if self._queue or self._tunnel.is_blocked or self._tunnel.state.credit(self.number) < len(data):
+        if self._queue or self._tunnel.is_busy or self._tunnel.state.credit(self.number) < len(data):
             self._queue.append(data)
             self.backlog += len(data)
             self._tunnel.wait(self)
@@ -127,7 +129,7 @@ class Stream:
 
     def send_datagram(self, data: bytes) -> bool:
         """Send one datagram; whether there was room."""
-        if self._tunnel.is_blocked:
+        if self._tunnel.is_blocked or not self.is_open:
             return False
         frame = self._tunnel.state.datagram(self.number, data)
         self._tunnel.send(frame)
@@ -139,20 +141,25 @@ class Stream:
 
     def end(self) -> None:
         """Send no more, once all that was written has left."""
-        if self._queue:
-            self._ending = True
-            return
-        self._tunnel.send(self._tunnel.state.end(self.number))
-        self._tunnel.forget_if_over(self)
+        self._ended = True
+        self._end_behind_the_last()
 
     def reset(self, reason: Reason) -> None:
         """End it both ways, now. The user is not told."""
         self._tunnel.send(self._tunnel.state.reset(self.number, reason))
         self._queue.clear()
+        self.backlog = 0
         self._tunnel.forget(self)
 
-    def pump(self, most: int) -> bool:
-        """Send at most `most` bytes of what waits; whether more could follow at once."""
+    def go(self) -> None:
+        """Send what was written before the stream was accepted."""
+        if self._queue:
+            self._tunnel.wait(self)
+        elif self._ended:
+            self._end_behind_the_last()
+
+    def pump(self, most: int) -> None:
+        """Send at most `most` bytes of what waits."""
         left = min(most, self._tunnel.state.credit(self.number))
         gone = 0
         while self._queue and left:
@@ -166,30 +173,40 @@ class Stream:
             left -= len(piece)
             gone += len(piece)
         self.backlog -= gone
-        more = bool(self._queue) and self._tunnel.state.credit(self.number) > 0
         if gone:
             self.user.sent(gone)
-        if self._ending and not self._queue:
-            self._ending = False
-            self.end()
-        return more
+        if self._ended:
+            self._end_behind_the_last()
 
-    @property
-    def waits(self) -> bool:
-        """Whether it stands in the row of those that can send."""
-        return self._waits
-
-    @waits.setter
-    def waits(self, value: bool) -> None:
-        self._waits = value
+    def _end_behind_the_last(self) -> None:
+        if self._queue or not self._tunnel.state.is_accepted(self.number):
+            return
+        self._tunnel.send(self._tunnel.state.end(self.number))
+        self._tunnel.forget_if_over(self)
 
 
 class Tunnel:
     """One end. `heard_at` is when the other side was last heard (monotonic seconds)."""
 
-    def __init__(self, user: TunnelUser, clock: Clock, *, dials: bool, most_streams: int = STREAMS) -> None:
-        self.state = TunnelState(dials=dials, most_streams=most_streams)
+    def __init__(
+        self,
+        user: TunnelUser,
+        clock: Clock,
+        *,
+        dials: bool,
+        most_streams: int = STREAMS,
+        frames_per_second: int | None = None,
+    ) -> None:
+        """`most_streams` bounds those of either side: more are refused. `frames_per_second` is what may come that
+        carries nothing; without it who dials hears a gateway, and who accepts hears a node."""
+        if frames_per_second is None:
+            frames_per_second = FRAMES_OF_GATEWAY if dials else FRAMES_OF_NODE
+        self.state = TunnelState(
+            dials=dials, most_streams=most_streams, frames_per_second=frames_per_second, now=clock.monotonic()
+        )
         self.is_blocked = False
+        self.is_lost = False
+        self._most_streams = most_streams
         self.heard_at = clock.monotonic()
         self._user = user
         self._clock = clock
@@ -197,8 +214,8 @@ class Tunnel:
         self._streams: dict[int, Stream] = {}
         self._waiting: deque[Stream] = deque()
         self._out: list[bytes] = []
+        self._out_size = 0
         self._loop = asyncio.get_running_loop()
-        self._lost = False
 
     # --- what the connection's owner calls ---------------------------------------------------------------
 
@@ -206,12 +223,14 @@ class Tunnel:
         """The connection stands."""
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH_WATER, low=WRITE_LOW_WATER)
+        self._flush()
 
     def received(self, data: bytes) -> None:
-        """Take what came. Raises `Fault(TUNNEL_MALFORMED)`, or the user's: then the connection has to be aborted."""
+        """Take what came. Raises `Fault(TUNNEL_MALFORMED | TUNNEL_FLOODED)`, or the user's: then the connection has to
+        be aborted."""
         self.heard_at = self._clock.monotonic()
-        for event in self.state.receive(data):
-            if self._lost:
+        for event in self.state.receive(data, self.heard_at):
+            if self.is_lost:
                 return
             self._take(event)
 
@@ -226,11 +245,12 @@ class Tunnel:
 
     def lost(self, reason: Reason = Reason.TUNNEL_LOST) -> None:
         """The connection is gone, and with it every stream."""
-        self._lost = True
+        self.is_lost = True
         self._transport = None
         streams, self._streams = self._streams, {}
         self._waiting.clear()
         self._out.clear()
+        self._out_size = 0
         for stream in streams.values():
             stream.user.over(reason)
 
@@ -243,12 +263,17 @@ class Tunnel:
     @property
     def buffered(self) -> int:
         """Bytes that wait here."""
-        out = sum(map(len, self._out)) + sum(stream.backlog for stream in self._streams.values())
+        out = self._out_size + sum(stream.backlog for stream in self._streams.values())
         return out + (self._transport.get_write_buffer_size() if self._transport is not None else 0)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether whoever wants to send has to wait."""
+        return self.is_blocked or bool(self._waiting)
 
     def open(self, user: StreamUser, document: bytes) -> Stream:
         """Ask the other side for a stream. Raises `Fault(STREAM_LIMIT | TUNNEL_LOST)`."""
-        if self._lost:
+        if self.is_lost:
             raise Fault(Reason.TUNNEL_LOST)
         number, frame = self.state.open(document)
         stream = self._streams[number] = Stream(self, number, user)
@@ -264,20 +289,27 @@ class Tunnel:
 
     def wait(self, stream: Stream) -> None:
         """`stream` has something to send: in its turn, when the connection takes it and it has credit."""
-        if not stream.waits and self.state.credit(stream.number):
-            stream.waits = True
-            self._waiting.append(stream)
-            if not self.is_blocked and len(self._waiting) == 1:
-                self._loop.call_soon(self._serve)
+        is_first = not self._waiting
+        if self._queue_up(stream) and is_first and not self.is_blocked:
+            self._loop.call_soon(self._serve)
+
+    def _queue_up(self, stream: Stream) -> bool:
+        """Whether `stream` was not in the row, and is now."""
+        if stream.waits or not self.state.credit(stream.number):
+            return False
+        stream.waits = True
+        self._waiting.append(stream)
+        return True
 
     def _serve(self) -> None:
         """Let those that wait send in turn, until the connection takes no more."""
         while self._waiting and not self.is_blocked:
             stream = self._waiting.popleft()
             stream.waits = False
-            if stream.is_open and stream.pump(QUANTUM):
-                stream.waits = True
-                self._waiting.append(stream)
+            if stream.is_open:
+                stream.pump(QUANTUM)
+                if stream.backlog:
+                    self._queue_up(stream)
             if self._waiting:
                 self._flush()  # tells whether more is taken
 
@@ -296,11 +328,14 @@ class Tunnel:
 
     def send(self, frame: bytes) -> None:
         """Frames go out together at the end of the event loop's turn."""
-        if not frame or self._lost:
+        if not frame or self.is_lost:
             return
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(frame)
+        self._out_size += len(frame)
+        if self._out_size >= WRITE_AT_ONCE:
+            self._flush()
 
     def send_data(self, stream: int, data: bytes) -> None:
         """All of `data`, for which there is credit."""
@@ -314,10 +349,13 @@ class Tunnel:
             self.send(piece)
 
     def _flush(self) -> None:
-        out = self._out
-        if out and self._transport is not None:
-            self._out = []
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        out, transport = self._out, self._transport
+        if not out or transport is None:
+            return
+        self._out, self._out_size = [], 0
+        transport.write(out[0] if len(out) == 1 else b"".join(out))
+        if self.is_blocked and transport.get_write_buffer_size() > MOST_BUFFERED:
+            transport.abort()
 
     # --- events ---------------------------------------------------------------------------------------------
 
@@ -334,8 +372,7 @@ class Tunnel:
             case HelloReceived(document):
                 self._user.greeted(document)
             case StreamRequested(number, document):
-                stream = self._streams[number] = Stream(self, number, _NOBODY)
-                self._user.requested(stream, document)
+                self._requested(number, document)
             case Pinged(number):
                 self.send(self.state.pong(number))
             case Ponged():
@@ -345,6 +382,13 @@ class Tunnel:
             case _:
                 self._take_of_stream(event)
 
+    def _requested(self, number: int, document: bytes) -> None:
+        if self.state.requested_count > self._most_streams:
+            self.send(self.state.refuse(number, StreamRefusal(Reason.STREAM_LIMIT).encode()))
+            return
+        stream = self._streams[number] = Stream(self, number, _NOBODY)
+        self._user.requested(stream, document)
+
     def _take_of_stream(self, event: Event) -> None:
         stream = self._streams.get(event.stream)  # type: ignore[union-attr]  # those without one are dealt with
         if stream is None:
@@ -352,6 +396,7 @@ class Tunnel:
         match event:
             case StreamAccepted(_, document):
                 stream.user.accepted(document)
+                stream.go()
             case StreamRefused(_, document):
                 self.forget(stream)
                 stream.user.refused(document)

@@ -6,7 +6,10 @@ Laws held here:
 - nobody sends more of a stream than the other side gave credit for, so what a side holds for a stream is bounded by
   what it allowed;
 - what breaks these laws, an unknown kind, a frame that is longer than its kind allows: each ends the tunnel. Only
-  frames of a stream that has just ended pass unheard, for the other side cannot know yet, and they are counted too.
+  frames of a stream that has just ended pass unheard, for the other side cannot know yet, and they are counted too;
+- frames that make work and carry nothing have a budget, which fills with time and with every byte that is carried
+  (rapid reset, CVE-2023-44487, and its kin). Whoever asks for a stream pays for its end and its answer too: there is
+  one of each.
 
 A frame is one octet of kind, four of stream and four of length (big-endian), then the body. The pieces of DATA are
 given on as they come: no frame of it is ever held. Bodies of HELLO, OPEN, OPENED and REFUSED are JSON, which
@@ -20,10 +23,25 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from enum import IntEnum
-from typing import NamedTuple
 
+from foundation.bucket import Bucket
 from foundation.faults import Fault
 from foundation.reasons import Reason
+from foundation.wire.tunnel_events import (
+    CreditReceived,
+    DatagramReceived,
+    DataReceived,
+    Draining,
+    Event,
+    HelloReceived,
+    Pinged,
+    Ponged,
+    StreamAccepted,
+    StreamEnded,
+    StreamRefused,
+    StreamRequested,
+    StreamReset,
+)
 
 HEADER = struct.Struct(">BII")
 _U32 = struct.Struct(">I")
@@ -40,7 +58,12 @@ MAX_STREAM = (1 << 32) - 1
 WINDOW = 256 << 10
 """How much of a stream may be sent before the other side gives more, in bytes."""
 STREAMS = 4096
-"""How many streams of each side may be open at once."""
+"""How many streams of each side may be open at once; a relay may carry more, where both sides say so."""
+FRAMES_OF_NODE = 1_000
+FRAMES_OF_GATEWAY = 20_000
+"""Frames that carry nothing, per second, from a node and from a gateway, which speaks for many."""
+FRAME_WORTH = 1024
+"""Bytes of streams, either way, that are worth one such frame."""
 
 
 class Kind(IntEnum):
@@ -74,100 +97,14 @@ _BODY = {  # least and most bytes
     Kind.PONG: (8, 8),
     Kind.DRAIN: (0, 0),
 }
+_COST = {  # in frames that carry nothing
+    Kind.OPEN: 2,
+    Kind.CREDIT: 1,
+    Kind.PING: 1,
+    Kind.PONG: 1,
+    Kind.DRAIN: 1,
+}
 _OF_TUNNEL = frozenset({Kind.HELLO, Kind.PING, Kind.PONG, Kind.DRAIN})
-
-
-# --- events: what the other side said ------------------------------------------------------------------
-
-
-class HelloReceived(NamedTuple):
-    """The first frame of the other side."""
-
-    document: bytes
-
-
-class StreamRequested(NamedTuple):
-    """The other side wants a stream: answer by `accept` or `refuse`."""
-
-    stream: int
-    document: bytes
-
-
-class StreamAccepted(NamedTuple):
-    """Our stream is open from now on."""
-
-    stream: int
-    document: bytes
-
-
-class StreamRefused(NamedTuple):
-    """Our stream is over before it began."""
-
-    stream: int
-    document: bytes
-
-
-class DataReceived(NamedTuple):
-    """A piece of a stream, never empty. `consumed` gives its room back."""
-
-    stream: int
-    data: bytes
-
-
-class DatagramReceived(NamedTuple):
-    """One datagram, whole. `consumed` gives its room back (`datagram_cost`)."""
-
-    stream: int
-    data: bytes
-
-
-class CreditReceived(NamedTuple):
-    """More of a stream may be sent."""
-
-    stream: int
-
-
-class StreamEnded(NamedTuple):
-    """The other side sends no more of it."""
-
-    stream: int
-
-
-class StreamReset(NamedTuple):
-    """It is over, both ways, at once; `reason` is a code."""
-
-    stream: int
-    reason: str
-
-
-class Pinged(NamedTuple):
-    """Answer by `pong`."""
-
-    number: int
-
-
-class Ponged(NamedTuple):
-    number: int
-
-
-class Draining(NamedTuple):
-    """The other side takes no new streams any more: have them elsewhere."""
-
-
-Event = (
-    HelloReceived
-    | StreamRequested
-    | StreamAccepted
-    | StreamRefused
-    | DataReceived
-    | DatagramReceived
-    | CreditReceived
-    | StreamEnded
-    | StreamReset
-    | Pinged
-    | Ponged
-    | Draining
-)
 
 
 class _Stream:
@@ -187,12 +124,17 @@ class _Stream:
 class TunnelState:
     """One side of one tunnel. Commands give the bytes to send; `receive` gives events."""
 
-    def __init__(self, *, dials: bool, most_streams: int = STREAMS) -> None:
-        """`dials` says which side this is; `most_streams` bounds those that either side has open."""
+    def __init__(
+        self, *, dials: bool, most_streams: int = STREAMS, frames_per_second: int = FRAMES_OF_NODE, now: float = 0.0
+    ) -> None:
+        """`dials` says which side this is; `most_streams` bounds those of ours that are open, and those of the other
+        side where it is more than `STREAMS`; `frames_per_second` bounds what may come that carries nothing; `now` is
+        monotonic seconds."""
         self._dials = dials
         self._next = 1 if dials else 2
         self._newest_there = 0
         self._most = most_streams
+        self._most_theirs = max(most_streams, STREAMS)
         self._streams: dict[int, _Stream] = {}
         self._ours = self._theirs = 0
         self._greeted = False
@@ -201,6 +143,8 @@ class TunnelState:
         self._left = 0  # bytes of a DATA frame that are still to come
         self._of = 0  # the stream that they are of
         self._strays = 0  # what may still come of streams that ended here
+        self._budget = Bucket(frames_per_second, now)
+        self._now = now
 
     # --- questions ------------------------------------------------------------------------------------
 
@@ -208,6 +152,11 @@ class TunnelState:
     def open_count(self) -> int:
         """Streams that are not over, those that wait for an answer among them."""
         return len(self._streams)
+
+    @property
+    def requested_count(self) -> int:
+        """Of these, those that the other side asked for."""
+        return self._theirs
 
     @property
     def can_open(self) -> bool:
@@ -221,6 +170,11 @@ class TunnelState:
 
     def is_open(self, stream: int) -> bool:
         return stream in self._streams
+
+    def is_accepted(self, stream: int) -> bool:
+        """Whether `stream` is open and both sides know."""
+        found = self._streams.get(stream)
+        return found is not None and found.accepted
 
     # --- commands ---------------------------------------------------------------------------------------
 
@@ -240,14 +194,15 @@ class TunnelState:
     def accept(self, stream: int, document: bytes) -> bytes:
         """Take a requested stream; nothing when it is over meanwhile."""
         found = self._streams.get(stream)
-        if found is None:
+        if found is None or found.ours or found.accepted:
             return b""
         found.accepted = True
         return _frame(Kind.OPENED, stream, document)
 
     def refuse(self, stream: int, document: bytes) -> bytes:
         """Turn a requested stream away; nothing when it is over meanwhile."""
-        if stream not in self._streams:
+        found = self._streams.get(stream)
+        if found is None or found.ours or found.accepted:
             return b""
         self._forget(stream)
         return _frame(Kind.REFUSED, stream, document)
@@ -256,6 +211,7 @@ class TunnelState:
         """The header of `size` bytes (1 to `MAX_DATA`, at most `credit`) of `stream`, which the caller sends behind
         it."""
         self._streams[stream].credit -= size
+        self._budget.earn(size / FRAME_WORTH)
         return HEADER.pack(Kind.DATA, stream, size)
 
     def datagram(self, stream: int, data: bytes) -> bytes:
@@ -264,6 +220,7 @@ class TunnelState:
         if len(data) > MAX_DATAGRAM or self.credit(stream) < cost:
             return b""
         self._streams[stream].credit -= cost
+        self._budget.earn(len(data) / FRAME_WORTH)
         return _frame(Kind.DATAGRAM, stream, data)
 
     def consumed(self, stream: int, size: int) -> bytes:
@@ -279,9 +236,9 @@ class TunnelState:
         return HEADER.pack(Kind.CREDIT, stream, _U32.size) + _U32.pack(given)
 
     def end(self, stream: int) -> bytes:
-        """Send no more of `stream`."""
+        """Send no more of `stream`. What is not accepted yet has no end: nothing."""
         found = self._streams.get(stream)
-        if found is None or found.ended_here:
+        if found is None or found.ended_here or not found.accepted:
             return b""
         found.ended_here = True
         if found.ended_there:
@@ -307,8 +264,10 @@ class TunnelState:
 
     # --- what comes -----------------------------------------------------------------------------------------
 
-    def receive(self, data: bytes) -> Iterator[Event]:
-        """The events that are whole with `data`. Raises `Fault(TUNNEL_MALFORMED)`: then the tunnel has to end."""
+    def receive(self, data: bytes, now: float) -> Iterator[Event]:
+        """The events that are whole with `data`, which came at `now` (monotonic seconds). Raises
+        `Fault(TUNNEL_MALFORMED | TUNNEL_FLOODED)`: then the tunnel has to end."""
+        self._now = now
         at, end = 0, len(data)
         while at < end:
             if self._left:
@@ -371,6 +330,7 @@ class TunnelState:
 
     def _begin_data(self, stream: int, length: int) -> None:
         self._left, self._of = length, stream if self._spend(stream, length) else 0
+        self._budget.earn(length / FRAME_WORTH)
 
     def _spend(self, stream: int, cost: int) -> bool:
         """Count what comes of `stream` against the room it was given; whether anybody still listens."""
@@ -387,6 +347,7 @@ class TunnelState:
         return True
 
     def _take(self, kind: Kind, stream: int, body: bytes) -> Iterator[Event]:
+        self._charge(kind, stream, body)
         if kind in _OF_TUNNEL:
             yield self._take_of_tunnel(kind, body)
         elif kind is Kind.OPEN:
@@ -401,6 +362,16 @@ class TunnelState:
             if event is not None:
                 yield event
 
+    def _charge(self, kind: Kind, stream: int, body: bytes) -> None:
+        """Take what `kind` costs from the budget: a datagram for being empty, and anything for coming too late."""
+        if kind is Kind.DATAGRAM:
+            cost = 0 if body else 1
+            self._budget.earn(len(body) / FRAME_WORTH)
+        else:
+            cost = _COST.get(kind, 0 if stream in self._streams else 1)
+        if cost and not self._budget.spend(cost, self._now):
+            raise Fault(Reason.TUNNEL_FLOODED, field="tunnel")
+
     def _take_of_tunnel(self, kind: Kind, body: bytes) -> Event:
         if kind is Kind.HELLO:
             self._greeted = True
@@ -414,8 +385,8 @@ class TunnelState:
     def _requested(self, stream: int, body: bytes) -> StreamRequested:
         if stream <= self._newest_there or (stream % 2 == 1) is self._dials:
             raise _malformed(f"stream {stream} cannot begin")
-        if self._theirs >= self._most:
-            raise _malformed(f"more than {self._most} streams")
+        if self._theirs >= self._most_theirs:
+            raise _malformed(f"more than {self._most_theirs} streams")
         self._newest_there = stream
         self._streams[stream] = _Stream(ours=False)
         self._theirs += 1
@@ -462,7 +433,7 @@ class TunnelState:
             self._ours -= 1
         else:
             self._theirs -= 1
-        if strays and not found.ended_there:
+        if strays and not found.ended_there and (found.accepted or found.ours):
             self._strays = min(self._strays + found.room, MAX_CREDIT)
         if self._of == stream:
             self._of = 0  # the rest of its frame is nobody's

@@ -10,8 +10,10 @@ from foundation.identifiers import Kind
 from foundation.reasons import Reason
 from foundation.tunnel import Stream, Tunnel
 from foundation.wire.streams import Hello, StreamRefusal, StreamRelay
+from foundation.wire.tunnel import FRAMES_OF_GATEWAY, FRAMES_OF_NODE
 from gateway.broker.broker import Broker
 from gateway.broker.callers import Callers
+from gateway.broker.links import STREAMS
 from gateway.broker.stream import BrokeredStream
 from gateway.proxy.connection import ClientConnection
 from gateway.proxy.exchange import NEVER
@@ -33,7 +35,14 @@ class FramedConnection(ClientConnection):
         self._broker = broker
         self._greeted = False
         self._streams: dict[BrokeredStream, None] = {}  # those to be looked at for their `due`
-        self.tunnel = Tunnel(self, services.clock, dials=False, most_streams=broker.settings.streams)
+        of_node = self.kind is Kind.NODE
+        self.tunnel = Tunnel(
+            self,
+            services.clock,
+            dials=False,
+            most_streams=broker.settings.streams if of_node else STREAMS,
+            frames_per_second=FRAMES_OF_NODE if of_node else FRAMES_OF_GATEWAY,
+        )
 
     # --- the connection -------------------------------------------------------------------------------------
 

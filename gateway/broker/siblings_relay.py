@@ -22,6 +22,7 @@ from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
 from foundation.tunnel import Stream, Tunnel
 from foundation.wire.streams import Hello, StreamRefusal, StreamRelay
+from foundation.wire.tunnel import FRAMES_OF_GATEWAY
 from gateway.broker.broker import Broker
 from gateway.broker.callers import Callers, proven_here
 from gateway.broker.links import STREAMS, Link, Links
@@ -107,7 +108,9 @@ class SiblingEnd(asyncio.Protocol):
         self._callers = Callers(services.trust_domain, proven_here)
         self._streams: dict[BrokeredStream, None] = {}
         self._transport: asyncio.Transport | None = None
-        self._tunnel = Tunnel(self, services.clock, dials=False, most_streams=STREAMS)
+        self._tunnel = Tunnel(
+            self, services.clock, dials=False, most_streams=STREAMS, frames_per_second=FRAMES_OF_GATEWAY
+        )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = stream = cast(asyncio.Transport, transport)

@@ -8,7 +8,7 @@ Laws held here:
 - a reset costs the same whoever sent it: the client (CVE-2023-44487), or we, because the client provoked it
   (CVE-2025-8671, MadeYouReset).
 
-A budget is a bucket that fills at a rate per second, up to ten seconds' worth. Pure: the time is given.
+A budget is a bucket (`foundation.bucket`) that fills at a rate per second. Pure: the time is given.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Container
 from dataclasses import dataclass
 from enum import StrEnum
 
+from foundation.bucket import Bucket
 from foundation.fields import Fields
 from foundation.tls import HTTP_1_1, HTTP_2
 
-BURST_SECONDS = 10.0
 MAX_FRAME_BYTES = 16 << 10  # what we advertise, and the least that RFC 9113 §4.2 allows
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 §3.4
 _HEADER_BYTES = 9
@@ -104,27 +104,6 @@ def _window(fields: Fields, name: str, default: str) -> int:
     if not _LEAST_WINDOW <= size <= _MOST_WINDOW:
         raise fields.fault(name, "expected 64KiB to 64MiB")
     return size
-
-
-class Bucket:
-    """Fills at `rate` per second up to ten seconds' worth, where it begins."""
-
-    __slots__ = ("_at", "_left", "_most", "_rate")
-
-    def __init__(self, rate: float, now: float) -> None:
-        self._rate = rate
-        self._most = self._left = rate * BURST_SECONDS
-        self._at = now
-
-    def spend(self, cost: float, now: float) -> bool:
-        """Whether there was enough left at `now` (monotonic seconds)."""
-        self._left = min(self._most, self._left + (now - self._at) * self._rate)
-        self._at = now
-        self._left -= cost
-        return self._left >= 0
-
-    def earn(self, amount: float) -> None:
-        self._left = min(self._most, self._left + amount)
 
 
 class Budget:

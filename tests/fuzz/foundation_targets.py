@@ -32,6 +32,9 @@ from foundation.trace import TraceContext
 from foundation.wire.changes import encode_change, parse_change
 from foundation.wire.enrolment import Begin, Challenge, Complete, Evidence, Issued, PcrSelection, Token
 from foundation.wire.proxy_protocol import FIXED_BYTES, LOCAL, Addresses, parse_header, proxy_header, remaining
+from foundation.wire.streams import Hello, StreamAnswer, StreamCall, StreamRefusal, StreamRelay, StreamRequest
+from foundation.wire.tunnel import HEADER, MAX_DATAGRAM, Kind, TunnelState
+from foundation.wire.tunnel_events import DataReceived, StreamRequested
 
 _EXAMPLES: dict[str, Any] = {
     "begin": Begin("enrol", "tpm", "n1", "t", b"ek", (b"c",), b"e", b"a", b"t"),
@@ -41,6 +44,15 @@ _EXAMPLES: dict[str, Any] = {
     "issued": Issued("spiffe://fleet/node/n1", (b"leaf",), 2, 1, "hardware", 3),
 }
 _NODE = SpiffeId.parse("spiffe://fleet.example/node/n1")
+_REQUEST = StreamRequest("metrics", "n2")
+_EXAMPLES |= {
+    "hello": Hello("agent", ("metrics",), 7),
+    "stream_request": _REQUEST,
+    "stream_call": StreamCall(_NODE, ("lab",), "metrics", "exporter", "tcp", 7, "d"),
+    "stream_relay": StreamRelay(_REQUEST, b"der", 3, "d"),
+    "stream_answer": StreamAnswer("d"),
+    "stream_refusal": StreamRefusal(Reason.TARGET_ABSENT, "d"),
+}
 _CHANGES: list[Change] = [
     Revocation(1, _NODE, "0a", "key_compromise", 5.5),
     PostureChanged(1, _NODE, Posture(AttestationClass.VIRTUAL, Verdict.PASSED), 9.0),
@@ -118,6 +130,24 @@ def _proxy_header(raw: bytes) -> None:
         assert parse_header(proxy_header(addresses)) == addresses
 
 
+def _tunnel(raw: bytes) -> None:
+    """The first octet says which side hears the rest, and in pieces of which size."""
+    state = TunnelState(dials=raw[:1] < b"\x80", most_streams=4)
+    state.open(b"{}")
+    step, heard = 1 + (raw[0] & 0x7F if raw else 0), 0
+    try:
+        for at in range(1, len(raw), step):
+            for event in state.receive(raw[at : at + step], 0.0):
+                if isinstance(event, StreamRequested):
+                    state.accept(event.stream, b"{}")
+                elif isinstance(event, DataReceived):
+                    heard += len(event.data)
+                    state.consumed(event.stream, len(event.data))
+    finally:
+        assert heard <= len(raw)
+        assert len(state._head) < HEADER.size + MAX_DATAGRAM
+
+
 TARGETS = {
     "json": _json,
     "fields": _fields,
@@ -129,8 +159,23 @@ TARGETS = {
     "audit_head": _head,
     "audit_export": _export,
     "proxy_header": _proxy_header,
+    "tunnel": _tunnel,
 }
 _ENDS = Addresses(("192.0.2.7", 40_000), ("198.51.100.1", 443)), Addresses(("2001:db8::7", 1), ("2001:db8::1", 2))
+
+
+def _frame(kind: Kind, stream: int, body: bytes = b"") -> bytes:
+    return HEADER.pack(kind, stream, len(body)) + body
+
+
+_GREETING, _PING = _frame(Kind.HELLO, 0, b"{}"), _frame(Kind.PING, 0, bytes(8))
+_TUNNELS = (  # heard by who accepts, and by who dials
+    _frame(Kind.OPEN, 1, b"{}")
+    + _frame(Kind.DATA, 1, b"abc")
+    + _frame(Kind.CREDIT, 1, b"\0\0\1\0")
+    + _frame(Kind.END, 1),
+    _frame(Kind.OPENED, 1, b"{}") + _frame(Kind.DATAGRAM, 1, b"abc") + _frame(Kind.RESET, 1, b"internal"),
+)
 _HEAD = TreeHead(0, "2026-11-23T00:00:00.000Z", bytes(32), bytes(64))
 SEEDS = {
     "json": [b'{"a":[1,2.5,null,true,"\\u00e9"]}'],
@@ -143,4 +188,8 @@ SEEDS = {
     "audit_head": [_HEAD.encode()],
     "audit_export": [b'{"consistency":null,"first":0,"head":' + json.dumps(_HEAD.to_json()).encode() + b"}\n{}\n"],
     "proxy_header": [LOCAL, *map(proxy_header, _ENDS)],
+    "tunnel": [
+        bytes([side | 9]) + _GREETING + frames + _PING + _frame(Kind.DRAIN, 0)
+        for side, frames in zip((0x80, 0), _TUNNELS, strict=True)
+    ],
 }

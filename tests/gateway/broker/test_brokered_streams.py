@@ -355,10 +355,12 @@ async def test_streams_of_one_tunnel_are_bounded(tmp_path: Path) -> None:
     async with BrokeredPlane(tmp_path, settings=BrokerSettings(streams=2)).running() as plane:
         a = await plane.node("a")
         await plane.node("b")
-        for _ in range(3):
-            a.open("b")
-        await settled(lambda: a.is_lost)
-        assert Reason.TUNNEL_MALFORMED in plane.metrics.refused
+        first, second = await a.reach("b"), await a.reach("b")
+        third = await a.reach("b")
+        assert (first.refusal, second.refusal) == (None, None)
+        assert third.refusal is not None
+        assert third.refusal.reason is Reason.STREAM_LIMIT
+        assert not a.is_lost
 
 
 # --- siblings ---------------------------------------------------------------------------------------------

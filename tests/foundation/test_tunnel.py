@@ -1,0 +1,281 @@
+"""One end of a tunnel at work, over a connection that blocks when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from foundation.faults import Fault
+from foundation.reasons import Reason
+from foundation.tunnel import MOST_BUFFERED, QUANTUM, Tunnel
+from foundation.wire.streams import StreamRefusal
+from foundation.wire.tunnel import HEADER, MAX_DATA, WINDOW, Kind
+from tests.fakes.clock import ManualClock
+from tests.support.tunnels import DOCUMENT, End, Ends, Pipe, Recorder
+
+
+async def test_a_stream_carries_both_ways_and_ends() -> None:
+    ends = Ends()
+    stream, user = await ends.open()
+    theirs = ends.gateway.requests[0]
+    stream.write(b"question")
+    stream.end()
+    theirs.write(b"answer")
+    theirs.end()
+    await ends.settle()
+    assert ends.gateway.users[stream.number].heard == b"question"
+    assert (user.heard, user.sent_bytes) == (b"answer", 8)
+    assert user.told == ["accepted", "ended"]
+    assert ends.gateway.users[stream.number].told == ["ended"]
+    assert ends.node.tunnel.streams == ends.gateway.tunnel.streams == ()
+
+
+async def test_what_is_written_before_the_answer_leaves_after_it() -> None:
+    ends = Ends()
+    ends.gateway.answers = False
+    stream, user = await ends.open()
+    stream.write(b"early")
+    stream.end()
+    await ends.settle()
+    assert (stream.backlog, user.sent_bytes) == (5, 0)
+    theirs = ends.gateway.accept(ends.gateway.requests[0])
+    await ends.settle()
+    assert (bytes(theirs.heard), theirs.told) == (b"early", ["ended"])
+    assert (stream.backlog, user.sent_bytes) == (0, 5)
+
+
+async def test_an_end_before_the_answer_comes_after_it() -> None:
+    ends = Ends()
+    ends.gateway.answers = False
+    stream, _ = await ends.open()
+    stream.end()
+    await ends.settle()
+    theirs = ends.gateway.accept(ends.gateway.requests[0])
+    await ends.settle()
+    assert theirs.told == ["ended"]
+
+
+async def test_a_refused_stream_is_told_and_forgotten() -> None:
+    ends = Ends()
+    ends.gateway.answers = False
+    stream, user = await ends.open()
+    stream.write(b"never leaves")
+    ends.gateway.requests[0].refuse(StreamRefusal(Reason.SERVICE_NOT_OFFERED).encode())
+    await ends.settle()
+    assert user.told == ["refused service_not_offered"]
+    assert ends.node.tunnel.streams == ends.gateway.tunnel.streams == ()
+    assert not stream.is_open
+
+
+async def test_more_streams_than_this_side_wants_are_refused_and_the_tunnel_stands() -> None:
+    ends = Ends()
+    ends.gateway = End(dials=False, most_streams=1)
+    (_, first), (_, second) = await ends.open(), await ends.open()
+    assert (first.told, second.told) == (["accepted"], ["refused stream_limit"])
+    ends.gateway.requests[0].reset(Reason.TUNNEL_LOST)
+    await ends.settle()
+    assert (await ends.open())[1].told == ["accepted"]
+
+
+async def test_a_reset_is_told_to_the_other_side_alone() -> None:
+    ends = Ends()
+    stream, user = await ends.open()
+    stream.write(bytes(WINDOW + 1))
+    stream.reset(Reason.CUT_BY_REVOCATION)
+    stream.write(b"behind it")
+    await ends.settle()
+    assert ends.gateway.users[stream.number].told == ["over cut_by_revocation"]
+    assert user.told == ["accepted"]
+    assert (stream.backlog, ends.node.tunnel.buffered) == (0, 0)
+
+
+async def test_writing_waits_for_credit_and_the_writer_is_told_when_it_left() -> None:
+    ends = Ends()
+    stream, user = await ends.open()
+    data = bytes(range(256)) * (WINDOW * 3 // 256)
+    stream.write(data)
+    await ends.settle()
+    theirs = ends.gateway.users[stream.number]
+    assert (len(theirs.heard), user.sent_bytes, stream.backlog) == (WINDOW, WINDOW, 2 * WINDOW)
+    while len(theirs.heard) < len(data):
+        ends.gateway.requests[0].consumed(WINDOW // 4)
+        await ends.settle()
+    assert theirs.heard == data
+    assert (user.sent_bytes, stream.backlog) == (len(data), 0)
+
+
+async def test_behind_its_end_and_empty_nothing_is_sent() -> None:
+    ends = Ends()
+    stream, _ = await ends.open()
+    stream.write(b"")
+    stream.end()
+    stream.write(b"late")
+    await ends.settle()
+    assert (ends.gateway.users[stream.number].heard, stream.backlog) == (b"", 0)
+
+
+async def test_a_blocked_connection_gets_no_more_than_it_takes() -> None:
+    ends = Ends(most=1000)
+    streams = [(await ends.open())[0] for _ in range(10)]
+    for stream in streams:
+        for _ in range(10):
+            stream.write(bytes(QUANTUM // 4))
+    await asyncio.sleep(0)
+    assert ends.node.tunnel.is_blocked
+    assert len(ends.node.pipe.waiting) <= 2 * QUANTUM + 100
+    waiting = sum(stream.backlog for stream in streams)
+    assert waiting + len(ends.node.pipe.waiting) >= 10 * 10 * QUANTUM // 4
+    assert ends.node.tunnel.buffered == waiting + len(ends.node.pipe.waiting)
+
+
+async def test_who_waits_is_served_in_turn() -> None:
+    """No stream is ever ahead of another by more than a turn, though some have far more to send."""
+    ends = Ends(most=1000)
+    streams = [(await ends.open())[0] for _ in range(8)]
+    for number, stream in enumerate(streams):
+        for _ in range(4):
+            stream.write(bytes(QUANTUM if number % 2 else QUANTUM // 2))
+    for _ in range(40):
+        await asyncio.sleep(0)
+        ends.gateway.tunnel.received(ends.node.pipe.flow())
+        heard = [len(user.heard) for user in ends.gateway.users.values()]
+        served = [size for size, stream in zip(heard, streams, strict=True) if stream.backlog]
+        assert not served or max(served) - min(served) <= QUANTUM
+    await ends.settle()
+    assert sum(len(user.heard) for user in ends.gateway.users.values()) == 4 * 4 * QUANTUM * 3 // 2
+
+
+async def test_a_writer_that_is_told_writes_on_and_still_has_one_place_in_the_row() -> None:
+    """As a node's agent does: it reads its local connection again as soon as something has left."""
+    ends = Ends(most=1000)
+    streams = [await ends.open() for _ in range(3)]
+    for stream, user in streams:
+        user.sent = lambda size, stream=stream: stream.write(bytes(size))  # type: ignore[method-assign,misc]
+    await asyncio.sleep(0)
+    ends.node.tunnel.blocked()
+    for stream, _ in streams:
+        stream.write(bytes(4 * QUANTUM))
+    for _ in range(40):
+        await asyncio.sleep(0)
+        places = Counter(stream.number for stream in ends.node.tunnel._waiting)
+        assert set(places.values()) <= {1}
+        ends.gateway.tunnel.received(ends.node.pipe.flow())
+        for theirs in ends.gateway.requests:
+            theirs.consumed(QUANTUM)
+        ends.node.tunnel.received(ends.gateway.pipe.flow())
+        heard = [len(user.heard) for user in ends.gateway.users.values()]
+        assert max(heard) - min(heard) <= 2 * QUANTUM
+    assert min(heard) > 4 * QUANTUM
+
+
+async def test_who_comes_later_waits_behind_those_that_wait() -> None:
+    ends = Ends(most=1000)
+    first, second = (await ends.open())[0], (await ends.open())[0]
+    for _ in range(3):
+        first.write(bytes(QUANTUM))
+    await asyncio.sleep(0)
+    ends.node.pipe.most = 1 << 30
+    ends.node.tunnel.is_blocked = False
+    second.write(b"later")
+    assert second.backlog == 5
+
+
+async def test_what_was_written_in_one_turn_leaves_in_one_write() -> None:
+    ends = Ends()
+    stream, _ = await ends.open()
+    for _ in range(5):
+        stream.write(b"x")
+    assert ends.node.pipe.waiting == b""
+    await asyncio.sleep(0)
+    assert len(ends.node.pipe.waiting) == 5 * (HEADER.size + 1)
+
+
+async def test_a_piece_longer_than_a_frame_is_several() -> None:
+    ends = Ends()
+    stream, _ = await ends.open()
+    stream.write(bytes(2 * MAX_DATA + 1))
+    await ends.settle()
+    assert len(ends.gateway.users[stream.number].heard) == 2 * MAX_DATA + 1
+
+
+async def test_datagrams_are_dropped_rather_than_kept() -> None:
+    ends = Ends(most=1000)
+    stream, _ = await ends.open()
+    assert stream.send_datagram(b"")
+    assert stream.send_datagram(bytes(2000))
+    await asyncio.sleep(0)
+    assert not stream.send_datagram(b"while the connection is blocked")
+    await ends.settle()
+    assert ends.gateway.users[stream.number].datagrams == [b"", bytes(2000)]
+    stream.reset(Reason.TUNNEL_LOST)
+    assert not stream.send_datagram(b"over")
+
+
+async def test_when_the_connection_is_lost_each_is_told_once() -> None:
+    ends = Ends()
+    (stream, user), (_, other) = await ends.open(), await ends.open()
+    stream.write(bytes(2 * WINDOW))
+    for _ in range(2):
+        ends.node.tunnel.lost()
+    assert user.told == other.told == ["accepted", "over tunnel_lost"]
+    assert not stream.is_open
+    stream.write(b"too late")
+    with pytest.raises(Fault) as caught:
+        ends.node.tunnel.open(Recorder(), DOCUMENT)
+    assert caught.value.reason is Reason.TUNNEL_LOST
+    await asyncio.sleep(0)
+
+
+async def test_what_comes_after_the_loss_is_not_heard() -> None:
+    ends = Ends()
+    await ends.open()
+    ends.gateway.tunnel.lost()
+    ends.gateway.tunnel.received(HEADER.pack(Kind.OPEN, 3, 2) + DOCUMENT)
+    assert len(ends.gateway.requests) == 1
+
+
+async def test_what_is_said_before_the_connection_stands_is_said_then() -> None:
+    end, pipe = End(dials=True), Pipe()
+    tunnel = Tunnel(end, ManualClock(), dials=True)
+    tunnel.hello(DOCUMENT)
+    await asyncio.sleep(0)
+    tunnel.made(pipe)
+    assert pipe.waiting == HEADER.pack(Kind.HELLO, 0, 2) + DOCUMENT
+
+
+async def test_a_sign_of_life_is_answered_and_being_heard_is_noted() -> None:
+    ends = Ends()
+    await ends.settle()
+    ends.gateway.clock.advance(5)
+    ends.node.clock.advance(7)
+    ends.node.tunnel.ping()
+    await ends.settle()
+    assert ends.gateway.tunnel.heard_at == 5
+    assert ends.node.tunnel.heard_at == 7
+
+
+async def test_draining_is_told() -> None:
+    ends = Ends()
+    ends.gateway.tunnel.drain()
+    await ends.settle()
+    assert ends.node.drained == 1
+    with pytest.raises(Fault):
+        ends.node.tunnel.open(Recorder(), DOCUMENT)
+
+
+async def test_who_never_reads_what_it_asks_for_is_cut_off() -> None:
+    """Answers pile up for a connection that takes nothing: it is aborted before they are many."""
+    ends = Ends()
+    await ends.settle()
+    ends.gateway.pipe.most = 1000
+    ping = HEADER.pack(Kind.PING, 0, 8) + bytes(8)
+    for _ in range(2 * MOST_BUFFERED // (len(ping) * 1000)):
+        ends.gateway.clock.advance(1)
+        ends.gateway.tunnel.received(ping * 1000)
+        await asyncio.sleep(0)
+        if ends.gateway.pipe.is_aborted:
+            break
+    assert ends.gateway.pipe.is_aborted
+    assert len(ends.gateway.pipe.waiting) < MOST_BUFFERED + 1000 * len(ping) + 1
