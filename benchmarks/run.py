@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from benchmarks.figure import Failure, Figure, keep, show
 from benchmarks.processes import ENVIRONMENT
 
-BENCHMARKS = ("decision", "enrolment", "forward", "connections", "cut_revocation", "cut_revision")
+BENCHMARKS = ("decision", "framing", "enrolment", "forward", "connections", "cut_revocation", "cut_revision")
 LONG = ("explain", "soak")
 OPEN_FILES = 65_536
 
