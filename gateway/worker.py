@@ -180,7 +180,7 @@ async def _open_plane(
     plane = build_plane(settings, certificates, time, log, telemetry, metrics, order.number)
     stack.push_async_callback(plane.upstreams.close)
     if plane.broker is not None:
-        await plane.broker.listen(plane.services)
+        await plane.broker.listen(plane.services, plane.listener.connections)
         stack.push_async_callback(plane.broker.close)
     stack.push_async_callback(plane.listener.close)
     return plane

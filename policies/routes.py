@@ -59,7 +59,8 @@ class Route:
     timeout: float = 0.0
     retry_503: bool = False
     service: str = ""  # of a stream route: the service's name on the target node
-    protocol: str = ""  # of a stream route: `tcp` or `udp`
+    protocol: str = ""  # of a stream route: `tcp`, `udp`, or `http`, of which each request is decided
+
     priority: Priority = Priority.NORMAL
 
     @property

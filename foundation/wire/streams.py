@@ -18,7 +18,7 @@ from foundation.reasons import Reason
 from foundation.wire.tunnel import MAX_DOCUMENT
 
 VERSION = 1
-PROTOCOLS = ("tcp", "udp")
+PROTOCOLS = ("tcp", "udp", "http")
 MAX_CERTIFICATE_BYTES = 8 << 10
 MAX_SERVICES = 128
 MAX_SEGMENTS = 64

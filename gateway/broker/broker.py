@@ -16,14 +16,18 @@ from foundation.identity import IdentityRecord
 from foundation.reasons import Reason
 from foundation.tunnel import Stream, StreamUser, Tunnel
 from foundation.wire.streams import MAX_SEGMENTS, StreamCall, StreamRelay, StreamRequest
+from gateway.broker.http import StreamedConnection
 from gateway.broker.settings import BrokerSettings
 from gateway.broker.siblings import SiblingTable
 from gateway.broker.stream import BrokeredStream, Reach, by_name_alone, node, stream_route
+from gateway.proxy.connection import ClientConnection
 from gateway.proxy.identify import Caller, Peer
 from gateway.proxy.services import ConnectionServices
 from gateway.snapshot import PolicyPart, Snapshot
 from policies.model import Permit
 from policies.segments import segments_of
+
+HTTP = "http"
 
 
 class NodeTunnel(Protocol):
@@ -76,6 +80,8 @@ class Broker:
         self._gateways = gateways
         self._announcer = announcer
         self._tunnels: dict[SpiffeId, NodeTunnel] = {}
+        self.connections: set[ClientConnection] = set()
+        """The listener's, among which those are that carry HTTP within tunnels."""
 
     @property
     def open_count(self) -> int:
@@ -107,41 +113,48 @@ class Broker:
 
     # --- streams ----------------------------------------------------------------------------------------------
 
-    def requested(self, services: ConnectionServices, caller: Caller, near: Stream, document: bytes) -> BrokeredStream:
-        """The stream for what a node asks over its own tunnel; it has not begun. Raises `Fault` when no policy need be
-        asked to refuse it."""
+    def requested(
+        self, services: ConnectionServices, caller: Caller, near: Stream, document: bytes
+    ) -> BrokeredStream | None:
+        """Begin what a node asks for over its own tunnel; the stream, where its end has to be seen to. Raises `Fault`
+        when no policy need be asked to refuse it."""
         wanted = StreamRequest.parse(document)
         target = node(services.trust_domain, wanted.target)
         ways = [self._siblings] if self._gateways is None else [self._siblings, self._gateways]
-        return self._stream(services, caller, near, wanted, self._reach(target, ways))
+        return self._begin(services, caller, near, wanted, self._reach(target, ways))
 
     def relayed(
         self, services: ConnectionServices, caller: Caller, near: Stream, relay: StreamRelay, *, by_sibling: bool
-    ) -> BrokeredStream:
+    ) -> BrokeredStream | None:
         """The same for what another gateway passes on, whose target's tunnel must end at this one; what a sibling
         passes on, at this worker. Raises `Fault`."""
         reach = self._reach(node(services.trust_domain, relay.request.target), [] if by_sibling else [self._siblings])
         if isinstance(reach, Here) and relay.epoch > reach.epoch:
             raise Fault(Reason.TARGET_ABSENT)
-        return self._stream(services, caller, near, relay.request, reach)
+        return self._begin(services, caller, near, relay.request, reach)
 
-    def _reach(self, target: SpiffeId, ways: Sequence[Relay]) -> Here | Elsewhere:
-        here = self._tunnels.get(target)
-        return Here(self, here) if here is not None else Elsewhere(ways, target)
-
-    def _stream(
+    def _begin(
         self, services: ConnectionServices, caller: Caller, near: Stream, wanted: StreamRequest, reach: Reach
-    ) -> BrokeredStream:
+    ) -> BrokeredStream | None:
         table = services.routes()
         if services.draining:
             raise Fault(Reason.DRAINING)
         if table is None:
             raise Fault(Reason.REVISION_MISSING)
         route = stream_route(table, wanted)
+        if route.protocol == HTTP:
+            StreamedConnection(services, self.connections, caller, wanted, reach).begin(near)
+            return None
         if not services.overload.admits(route.priority, services.registry.open_count, services.turns.waited()):
             services.metrics.shed(route.priority)
             raise Fault(Reason.OVERLOADED)
-        return BrokeredStream(services, caller, wanted, route, near, reach, self.settings.answer)
+        stream = BrokeredStream(services, caller, wanted, route, near, reach, self.settings.answer)
+        stream.begin()
+        return stream
+
+    def _reach(self, target: SpiffeId, ways: Sequence[Relay]) -> Here | Elsewhere:
+        here = self._tunnels.get(target)
+        return Here(self, here) if here is not None else Elsewhere(ways, target)
 
 
 class Here:

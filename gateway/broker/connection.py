@@ -132,8 +132,8 @@ class FramedConnection(ClientConnection):
         except Fault as fault:
             self._refuse_unasked(stream, fault)
             return
-        self._streams[brokered] = None
-        brokered.begin()
+        if brokered is not None:
+            self._streams[brokered] = None
 
     def draining(self) -> None:
         """The other side goes: nobody asks it for more."""
@@ -154,7 +154,7 @@ class FramedConnection(ClientConnection):
         """It takes no new streams any more."""
         self._greeted = False
 
-    def _brokered(self, stream: Stream, document: bytes) -> BrokeredStream:
+    def _brokered(self, stream: Stream, document: bytes) -> BrokeredStream | None:
         raise NotImplementedError
 
 
@@ -178,7 +178,7 @@ class TunnelConnection(FramedConnection):
             self._greeted = False
             self._broker.departed(self)
 
-    def _brokered(self, stream: Stream, document: bytes) -> BrokeredStream:
+    def _brokered(self, stream: Stream, document: bytes) -> BrokeredStream | None:
         return self._broker.requested(self.services, self.caller, stream, document)
 
 
@@ -201,7 +201,7 @@ class RelayConnection(FramedConnection):
         super().__init__(services, siblings, broker)
         self._callers = Callers(services.trust_domain, check)
 
-    def _brokered(self, stream: Stream, document: bytes) -> BrokeredStream:
+    def _brokered(self, stream: Stream, document: bytes) -> BrokeredStream | None:
         relay = StreamRelay.parse(document)
         caller = self._callers.of(relay.certificate)
         return self._broker.relayed(self.services, caller, stream, relay, by_sibling=False)

@@ -59,8 +59,9 @@ class BrokerParts:
 
         self.protocols: dict[str, ConnectionMaker] = {PROTOCOL: tunnel, RELAY_PROTOCOL: relay}
 
-    async def listen(self, services: ConnectionServices) -> None:
-        """Take what siblings pass on."""
+    async def listen(self, services: ConnectionServices, connections: set[ClientConnection]) -> None:
+        """Take what siblings pass on. `connections` are the listener's."""
+        self.broker.connections = connections
         await self._siblings.listen(services, self.broker)
 
     async def run(self) -> None:

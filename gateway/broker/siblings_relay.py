@@ -158,8 +158,8 @@ class SiblingEnd(asyncio.Protocol):
         except Fault as fault:
             stream.refuse(StreamRefusal(fault.reason).encode())
             return
-        self._streams[brokered] = None
-        brokered.begin()
+        if brokered is not None:
+            self._streams[brokered] = None
 
     def draining(self) -> None:
         """Who asks goes; it asks no more."""

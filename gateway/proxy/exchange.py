@@ -19,6 +19,7 @@ from gateway.proxy.deciding import Deciding
 from gateway.proxy.headers import value_of
 from gateway.proxy.http1 import CHUNKED, RequestHead, ResponseHead
 from gateway.proxy.http1_write import chunks, request_head, trace_lines
+from gateway.proxy.identify import Peer
 from gateway.proxy.route import RouteTable
 from gateway.proxy.upgrade import check_switched
 from gateway.proxy.upstream_connection import UpstreamConnection
@@ -56,8 +57,11 @@ class HttpExchange(Deciding):
         "due",
     )
 
-    def __init__(self, client: Client, head: RequestHead, request: CanonicalRequest, route: Route) -> None:
-        super().__init__(client.services, client.caller, request, route, self._cut)
+    def __init__(
+        self, client: Client, head: RequestHead, request: CanonicalRequest, route: Route, target: Peer | None = None
+    ) -> None:
+        """`target` is the node that answers, where a node does."""
+        super().__init__(client.services, client.caller, request, route, self._cut, target)
         self._client = client
         self._head = head
         self._body_done = head.length == 0  # all of the request's body went upstream
@@ -100,7 +104,11 @@ class HttpExchange(Deciding):
             self.refuse(fault)
             return
         self._span.stage("dial")
-        self._dial = self._services.upstreams.open(permit, self._route, self)
+        self._dial = self._dial_for(permit, fresh=False)
+
+    def _dial_for(self, permit: Permit, *, fresh: bool) -> asyncio.Task[None] | None:
+        """Have a connection lent: at once, or by the task that is given back. `fresh`: one that was not used before."""
+        return self._services.upstreams.open(permit, self._route, self, self._repeats, fresh=fresh)
 
     def _unfit(self) -> Fault | None:
         """Why a permitted request cannot be forwarded as it is."""
@@ -166,8 +174,7 @@ class HttpExchange(Deciding):
 
     def _repeat(self, *, fresh: bool) -> None:
         if self._permit is not None:
-            upstreams = self._services.upstreams
-            self._dial = upstreams.open(self._permit, self._route, self, self._repeats, fresh=fresh)
+            self._dial = self._dial_for(self._permit, fresh=fresh)
 
     # --- the request's body, and what a tunnel carries -------------------------------------------------
 

@@ -71,7 +71,7 @@ class Listener:
         self._forwarders = Forwarders(services.settings.proxy_protocol_from)
         self._listening: dict[int, socket.socket] = {}  # by descriptor
         self._handshakes: dict[asyncio.Task[None], None] = {}  # in the order of their coming
-        self._connections: set[ClientConnection] = set()
+        self.connections: set[ClientConnection] = set()
         self._sweeping: asyncio.Task[None] | None = None
 
     def start(self, *listening: socket.socket) -> None:
@@ -102,9 +102,9 @@ class Listener:
         self.stop_listening()
         clock = self._services.clock
         began = clock.monotonic()
-        while (self._connections or self._handshakes) and clock.monotonic() < began + seconds:
+        while (self.connections or self._handshakes) and clock.monotonic() < began + seconds:
             if clock.monotonic() >= began + grace:
-                for connection in list(self._connections):
+                for connection in list(self.connections):
                     connection.close_if_idle()
             await clock.sleep(DRAIN_STEP_SECONDS)
         await self.close()
@@ -116,12 +116,12 @@ class Listener:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for connection in list(self._connections):
+        for connection in list(self.connections):
             connection.abort(Reason.DRAINING)
 
     @property
     def open_count(self) -> int:
-        return len(self._connections)
+        return len(self.connections)
 
     def _stop_accepting(self, but: Container[int] = ()) -> None:
         for descriptor in [each for each in self._listening if each not in but]:
@@ -159,7 +159,7 @@ class Listener:
             self._services.metrics.refused_connection(refused)
             accepted.close()
             return
-        if len(self._connections) + len(self._handshakes) >= self._settings.connections:
+        if len(self.connections) + len(self._handshakes) >= self._settings.connections:
             self._services.metrics.refused_connection(Reason.OVERLOADED)
             accepted.close()
             return
@@ -214,7 +214,7 @@ class Listener:
             span.end(failed)
 
     def _arrival(self, source: Source) -> Arrival:
-        return Arrival(self._services, self._connections, source)
+        return Arrival(self._services, self.connections, source)
 
     async def _forwarded_from(self, accepted: socket.socket, forwarder: Source) -> Source:
         """Where a forwarded connection comes from, and is counted. Raises `Fault`, `OSError`, `TimeoutError`."""
@@ -236,17 +236,17 @@ class Listener:
             await clock.sleep(SWEEP_SECONDS)
             now = clock.monotonic()
             services.overload.observe(now - asleep - SWEEP_SECONDS)
-            for connection in list(self._connections):
+            for connection in list(self.connections):
                 connection.sweep(now)
             if turn % SWEEPS_PER_WEIGHING == 0:
                 self._weigh()
             services.upstreams.sweep()
-            services.metrics.connections(len(self._connections))
+            services.metrics.connections(len(self.connections))
 
     def _weigh(self) -> None:
         """End who holds too much in buffers."""
         each = self._settings.connection_memory
-        held = ((one, one.buffered, each * max(1, one.under_way)) for one in self._connections)
+        held = ((one, one.buffered, each * max(1, one.under_way)) for one in self.connections)
         for connection in over_budget(held, self._settings.memory):
             self._services.metrics.refused_connection(Reason.CONNECTION_MEMORY)
             connection.abort(Reason.CONNECTION_MEMORY)

@@ -152,9 +152,19 @@ def probes_of(policy: Policy, route: str, targets: Iterable[Target] = ()) -> tup
         return (Probe(route, "GET", "", request_of("GET", ())),)
     if route not in rows["routes"]:
         raise Fault(Reason.NOT_FOUND, f"the policy has no route {route[:64]!r}", field="route")
-    if policy.is_stream(route):
-        return tuple(Probe(route, "", name, STREAM, target=node) for name, node in targets)
     granted = [grant for grants in rows["grants"].get(route, {}).values() for grant in grants]
+    if not policy.is_stream(route):
+        return _requests(rows, route, granted)
+    if not any("methods" in grant for grant in granted):
+        return tuple(Probe(route, "", name, STREAM, target=node) for name, node in targets)
+    requests = _requests(rows, route, granted)  # of HTTP between nodes, each is decided
+    return tuple(
+        each._replace(target=node, covers=f"{name} {each.covers}") for name, node in targets for each in requests
+    )
+
+
+def _requests(rows: Mapping[str, Any], route: str, granted: list[Mapping[str, Any]]) -> tuple[Probe, ...]:
+    """What is worth asking of what grants and denies say of methods and paths."""
     denied = rows["denies"].get(route, [])
     ways = [way for row in [*granted, *denied] for way, _ in _ways(row)]
     asking = _Asking(unnamed(segment for way in ways for segment in way), 1 + max(map(len, ways), default=0))
@@ -262,12 +272,17 @@ def narrowed(probes: Sequence[Probe], route: str, method: str, path: tuple[str, 
     `Fault(MESSAGE_MALFORMED)` for a route that has neither."""
     if path is None and not method:
         return tuple(probes)
-    if route.startswith(_API) or any(each.target is not None for each in probes):
-        raise Fault(Reason.MESSAGE_MALFORMED, "only `http` routes have methods and paths", field="path")
+    if route.startswith(_API) or any(each.target is not None and not each.method for each in probes):
+        raise Fault(Reason.MESSAGE_MALFORMED, "only routes of HTTP have methods and paths", field="path")
+    targets = list({id(each.target): each.target for each in probes}.values()) or [None]
     if path is not None:
-        return (Probe(route, method or "GET", "", request_of(method or "GET", path)),)
-    paths = {each.request.path: each.covers for each in probes if not each.exception}
-    return tuple(Probe(route, method, covers, request_of(method, each)) for each, covers in paths.items())
+        asked = request_of(method or "GET", path)
+        return tuple(Probe(route, method or "GET", "", asked, target=target) for target in targets)
+    asked_of = {(each.request.path, id(each.target)): each for each in probes if not each.exception}
+    return tuple(
+        Probe(route, method, each.covers, request_of(method, path), target=each.target)
+        for (path, _), each in asked_of.items()
+    )
 
 
 def also_read(policy: Policy, told: Iterable[Path]) -> tuple[str, ...]:

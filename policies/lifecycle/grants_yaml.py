@@ -24,9 +24,11 @@ _DATE_TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(:\d{2})?(Z|[+-]\d{2}:\d{
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What grants may refer to. `roles` are those of our own API; grants.yaml adds its own."""
+    """What grants may refer to. `requests` are the routes of which each request is decided. `roles` are those of our
+    own API; grants.yaml adds its own."""
 
     routes: Mapping[str, RouteType]
+    requests: frozenset[str]
     segments: frozenset[str]
     roles: frozenset[str]
 
@@ -48,7 +50,7 @@ def read_grants(document: Document, findings: Findings, known: Known) -> Grants:
         for name in names:
             with findings.collecting(document):
                 check_name(name, field=f"roles.{name}")
-        known = Known(known.routes, known.segments, known.roles | frozenset(names))
+        known = Known(known.routes, known.requests, known.segments, known.roles | frozenset(names))
         findings.each(document, fields, "grants", lambda item: _read_grant(item, findings, known, found, ids))
         findings.each(document, fields, "denies", lambda item: _read_deny(item, findings, known, found, ids))
         fields.finish()
@@ -63,10 +65,10 @@ def _read_grant(item: Fields, findings: Findings, known: Known, found: Grants, i
     item.text("about", "")
     role = _one_known(item, "role", known.roles)
     route = _one_known(item, "route", known.routes)
-    if known.routes[route] is RouteType.HTTP:
+    if route in known.requests:
         row |= parse_paths(item, "paths") | {"methods": _methods(item)}
     elif item.has("paths") or item.has("methods"):
-        raise item.fault("paths", "a stream has no paths and no methods")
+        raise item.fault("paths", "a stream of tcp or udp has no paths and no methods")
     row |= _places(item)
     row["expires"] = _expires(item)
     row["obligations"] = list(item.each("obligations", _obligation, most=16, optional=True))

@@ -155,7 +155,7 @@ def _route(fields: Fields, pools: Mapping[str, Pool]) -> Route:
         timeout=fields.integer("timeout") / _MS,
         retry_503=fields.flag("retry_503"),
         service=fields.text("service"),
-        protocol=fields.one_of("protocol", ("", "tcp", "udp"), ""),
+        protocol=fields.one_of("protocol", ("", "tcp", "udp", "http"), ""),
         priority=Priority(fields.one_of("priority", tuple(Priority), Priority.NORMAL)),
     )
     fields.finish()

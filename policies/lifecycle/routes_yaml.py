@@ -35,6 +35,12 @@ class Routes:
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     types: dict[str, RouteType] = field(default_factory=dict)
 
+    @property
+    def requests(self) -> frozenset[str]:
+        """Those of which each request is decided."""
+        between_nodes = {name for name, route in self.routes.items() if route.protocol == "http"}
+        return frozenset(between_nodes | {name for name, kind in self.types.items() if kind is RouteType.HTTP})
+
 
 def read_routes(document: Document, findings: Findings, segments: frozenset[str], least: AttestationClass) -> Routes:
     """The routes of the file. `least` is the weakest attestation that any of them may accept."""
@@ -80,7 +86,7 @@ def _route(item: Fields, name: str, route_type: RouteType, pools: Mapping[str, P
             None,
             route_class,
             service=service,
-            protocol=item.one_of("protocol", ("tcp", "udp"), "tcp"),
+            protocol=item.one_of("protocol", ("tcp", "udp", "http"), "tcp"),
             priority=priority,
             idle_timeout=_bound(item, "idle_timeout"),
             timeout=_bound(item, "timeout"),

@@ -82,7 +82,7 @@ def load_workspace(
     segments = read_segments(findings.parse(files, "segments.yaml"), findings)
     routes = read_routes(findings.parse(files, "routes.yaml"), findings, frozenset(segments.reaches), least)
     api = _read_api(findings.parse({**default_policy, **files}, "api.yaml"), findings)
-    known = Known(routes.types, frozenset(segments.reaches), frozenset(api["roles"]))
+    known = Known(routes.types, routes.requests, frozenset(segments.reaches), frozenset(api["roles"]))
     grants = read_grants(findings.parse(files, "grants.yaml"), findings, known)
     sources = _sources(files, default_policy, findings)
     if findings.faults:

@@ -221,7 +221,7 @@ def test_a_wrong_grant_is_told_by_line(grants: str, where: str, detail: str) -> 
 
 def test_a_stream_has_no_paths() -> None:
     stream = "routes: [{name: r, type: stream, service: ssh, kinds: [node]}]"
-    assert one_fault(routes=stream, grants=PLAIN_GRANT)[1] == "a stream has no paths and no methods"
+    assert one_fault(routes=stream, grants=PLAIN_GRANT)[1] == "a stream of tcp or udp has no paths and no methods"
 
 
 def test_a_segment_reaches_only_what_exists() -> None:

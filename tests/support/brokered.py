@@ -27,6 +27,7 @@ from tests.fakes.trust import spiffe
 from tests.support.gateway import HOST, PATIENCE, DataPlane
 
 STREAM_ROUTE = Route("database", RouteType.STREAM, "", (), None, service="postgres", protocol="tcp")
+HTTP_ROUTE = Route("web", RouteType.STREAM, "", (), None, service="web", protocol="http")
 DATAGRAM_ROUTE = Route("metrics", RouteType.STREAM, "", (), None, service="statsd", protocol="udp")
 
 
@@ -81,6 +82,7 @@ class BrokeredPlane(DataPlane):
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[BrokeredPlane]:
         async with super().running():
+            self.broker.connections = self.listener.connections
             await self.siblings.listen(self.services, self.broker)
             try:
                 yield self

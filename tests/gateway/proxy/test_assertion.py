@@ -90,7 +90,7 @@ async def test_an_assertion_is_for_this_request_alone(tmp_path: Path) -> None:
 async def test_xfcc_is_in_envoys_grammar(tmp_path: Path) -> None:
     async with told(tmp_path, IdentityHeader.XFCC) as (plane, seen):
         await (await plane.connect()).get("/x", *FORGED)
-        (connection,) = plane.listener._connections
+        (connection,) = plane.listener.connections
         digest = hashlib.sha256(connection.caller.peer.certificate).hexdigest()
         assert seen[0].headers.getall("x-forwarded-client-cert") == [f"By={GATEWAY};Hash={digest};URI={CALLER}"]
 

@@ -180,7 +180,7 @@ async def test_a_slow_reader_holds_back_the_upstream(tmp_path: Path) -> None:
         client.send(request_bytes("GET", "/x"))
         await client.head()
         client.writer.transport.pause_reading()
-        await plane.until(lambda: any(each._full_until < NEVER for each in plane.listener._connections))
+        await plane.until(lambda: any(each._full_until < NEVER for each in plane.listener.connections))
         before = -1
         while before != written:  # until the kernel's buffers are full too
             before = written
@@ -352,7 +352,7 @@ async def test_an_upstream_that_is_silent_times_out(tmp_path: Path) -> None:
         client.send(request_bytes("GET", "/x"))
         await plane.until(lambda: plane.registry.open_count == 1 and bool(plane.recorded.entries))
         await plane.until(
-            lambda: any(each._exchange.due < 1e9 for each in plane.listener._connections if each._exchange)
+            lambda: any(each._exchange.due < 1e9 for each in plane.listener.connections if each._exchange)
         )
         await plane.advance(6)
         answered = await client.answer()
@@ -455,7 +455,7 @@ async def test_a_head_that_comes_too_slowly_is_told_so(tmp_path: Path) -> None:
     async with gateway_to(RawUpstream(), tmp_path) as plane:
         client = await plane.connect()
         client.send(b"GET / HT")
-        await plane.until(lambda: any(each._held for each in plane.listener._connections))
+        await plane.until(lambda: any(each._held for each in plane.listener.connections))
         await plane.advance(5)
         client.send(b"TP/1.1\r\n")
         await plane.advance(6)
@@ -505,7 +505,7 @@ async def test_a_client_that_asks_and_never_reads_is_not_answered_without_bound(
         client.writer.transport.pause_reading()
         assert await client.send_until_full(request_bytes("GET", "/" + "a" * 4000) * 50, 64 << 20) < 64 << 20
         assert len(plane.recorded.entries) < 2000
-        (connection,) = plane.listener._connections
+        (connection,) = plane.listener.connections
         assert len(connection._held) < 1 << 20
 
 

@@ -48,7 +48,7 @@ async def watch(client: Http2Client, target: str = "/watch") -> int:
 
 
 def connection_of(plane: DataPlane) -> Http2Connection:
-    (connection,) = plane.listener._connections
+    (connection,) = plane.listener.connections
     assert isinstance(connection, Http2Connection)
     return connection
 
@@ -280,7 +280,7 @@ async def test_a_client_that_never_reads_is_not_read_either_and_let_go(tmp_path:
         before = -1
         while before != written:  # until the kernel's buffers are full too
             before = written
-            await plane.until(lambda: any(each._full_until < NEVER for each in plane.listener._connections))
+            await plane.until(lambda: any(each._full_until < NEVER for each in plane.listener.connections))
             await asyncio.sleep(0.2)
         for _ in range(50):
             client.send(client.open_raw(fields_of("GET", "/x")))

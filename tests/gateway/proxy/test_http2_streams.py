@@ -264,7 +264,7 @@ async def test_a_window_that_stays_shut_holds_back_the_upstream_and_loses_the_st
             before = upstream.written
             await asyncio.sleep(0.2)
         assert upstream.written < 64 << 20
-        (connection,) = plane.listener._connections
+        (connection,) = plane.listener.connections
         assert isinstance(connection, Http2Connection)
         assert len(connection._streams[number]._pending) < 1 << 20
         assert (await client.get()).body == b"ok"  # a neighbour has a window of its own
@@ -282,7 +282,7 @@ async def test_each_stream_may_hold_what_a_connection_of_http_1_may(tmp_path: Pa
         client.h2.increment_flow_control_window(4 << 20)
         numbers = [client.open(fields_of("GET", "/flood")) for _ in range(12)]
         await client.until(lambda: all(len(client.streams[number].body) == 65_535 for number in numbers))
-        (connection,) = plane.listener._connections
+        (connection,) = plane.listener.connections
         await plane.until(lambda: connection.buffered > 12 * plane.services.http2.buffer)
         await plane.advance(3)
         assert (plane.listener.open_count, connection.under_way) == (1, 12)

@@ -108,7 +108,7 @@ async def test_a_connection_that_holds_too_much_ends(tmp_path: Path) -> None:
         client.send(request_bytes("GET", "/x"))
         await client.head()
         client.writer.transport.pause_reading()
-        await plane.until(lambda: max(each.buffered for each in plane.listener._connections) > 128 << 10)
+        await plane.until(lambda: max(each.buffered for each in plane.listener.connections) > 128 << 10)
         await plane.advance(1)
         assert plane.metrics.refused == [Reason.CONNECTION_MEMORY]
         await plane.until(lambda: plane.listener.open_count == 1 and plane.registry.open_count == 0)
@@ -124,9 +124,9 @@ async def test_together_connections_hold_a_bounded_amount(tmp_path: Path) -> Non
             client.send(request_bytes("GET", "/x"))
             await client.head()
             client.writer.transport.pause_reading()
-        await plane.until(lambda: sum(each.buffered for each in plane.listener._connections) > 600 << 10)
+        await plane.until(lambda: sum(each.buffered for each in plane.listener.connections) > 600 << 10)
         await plane.advance(1)
-        await plane.until(lambda: sum(each.buffered for each in plane.listener._connections) <= 600 << 10)
+        await plane.until(lambda: sum(each.buffered for each in plane.listener.connections) <= 600 << 10)
         ended = len(plane.metrics.refused)
         assert 0 < ended < 6
         await plane.until(lambda: plane.listener.open_count == 6 - ended)
@@ -151,7 +151,7 @@ async def test_the_worst_of_both_sides_stays_within_the_bound_of_one_connection(
         await client.head()
         client.writer.transport.pause_reading()
         await client.send_until_full(bytes(1 << 20), 64 << 20)
-        (connection,) = plane.listener._connections
+        (connection,) = plane.listener.connections
         held, before = connection.buffered, -1
         while held != before:
             before = held

@@ -26,7 +26,7 @@ TOLD = proxy_header(Addresses(("192.0.2.7", 40_000), ("198.51.100.1", 443)))
 
 
 def sources(plane: DataPlane) -> list[tuple[str, int]]:
-    return [connection.caller.source for connection in plane.listener._connections]
+    return [connection.caller.source for connection in plane.listener.connections]
 
 
 async def fails(work: Awaitable[object]) -> bool:
@@ -86,7 +86,7 @@ async def test_a_header_is_no_certificate(tmp_path: Path) -> None:
         if not await fails(writer.start_tls(context, server_hostname=HOST)):
             assert await fails(reader.readexactly(1))  # TLS 1.3 tells a client with the first byte that it reads
         await plane.until(lambda: plane.metrics.refused == [Reason.CLIENT_CERTIFICATE_INVALID])
-        assert not plane.listener._connections
+        assert not plane.listener.connections
 
 
 async def test_where_no_header_is_demanded_none_is_taken(tmp_path: Path) -> None:
