@@ -10,7 +10,7 @@ from foundation.clock import Clock
 from foundation.decisionlog.log import DecisionLog
 from foundation.decisionlog.settings import DecisionLogSettings
 from foundation.fields import Fields
-from foundation.hotstate.settings import HotStateSettings
+from foundation.hotstate import HotStateSettings, open_hot_state
 from foundation.telemetry import Telemetry, TelemetrySettings
 from foundation.wire.tunnel import PROTOCOL, RELAY_PROTOCOL
 from gateway.access.log import AccessLog
@@ -214,4 +214,7 @@ def _build_broker(
         return None
     state = settings.system.state
     table = SiblingTable.shared(state / SIBLINGS, number)
-    return BrokerParts(settings.broker, table, state / RELAY_FOLDER, number, store, certificates, time)
+    hot = None
+    if settings.hot_state.redis is not None and settings.broker.relay:
+        hot = open_hot_state(settings.hot_state, time)
+    return BrokerParts(settings.broker, table, state / RELAY_FOLDER, number, store, certificates, time, hot)

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from foundation.clock import Clock
+from foundation.hotstate import HotState
 from foundation.identifiers import SpiffeId
 from foundation.wire.tunnel import PROTOCOL, RELAY_PROTOCOL
 from gateway.broker.broker import Broker
@@ -35,18 +36,20 @@ class BrokerParts:
         store: SnapshotStore,
         certificates: Certificates,
         clock: Clock,
-        presence: Presence | None = None,
+        hot: HotState | None = None,
     ) -> None:
-        """`folder` is where the workers' sockets are; `worker` is this one's number. `presence` tells other gateways,
-        and tells of them; None where there are none."""
+        """`folder` is where the workers' sockets are; `worker` is this one's number. `hot` is the hot state that
+        several gateways share; None where there is one gateway."""
         self._siblings = SiblingsRelay(table, folder, worker, clock)
-        self._presence = presence
         self._links = Links(clock)
+        self._hot = hot
+        self._presence: Presence | None = None
         gateways = None
-        if presence is not None:
+        if hot is not None:
             own = SpiffeId.parse(certificates.spiffe_id)
-            gateways = GatewaysRelay(presence, own, certificates, self._links)
-        self.broker = Broker(settings, table, lambda: store.current, self._siblings, gateways, presence)
+            self._presence = Presence(hot, clock, own, settings.relay)
+            gateways = GatewaysRelay(self._presence, own, certificates, self._links)
+        self.broker = Broker(settings, table, lambda: store.current, self._siblings, gateways, self._presence)
 
         def check(certificate: bytes) -> None:
             check_issued(certificate, certificates.authorities, clock.now())
@@ -76,3 +79,5 @@ class BrokerParts:
         """End all of it."""
         await self._links.close()
         await self._siblings.close()
+        if self._hot is not None:
+            await self._hot.close()
