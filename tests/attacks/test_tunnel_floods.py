@@ -14,7 +14,7 @@ from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.tunnel import MOST_BUFFERED
 from foundation.wire.tunnel import FRAMES_OF_NODE, HEADER, MAX_CREDIT, MAX_DATA, WINDOW, Kind, TunnelState
-from tests.support.tunnels import DOCUMENT, End, Ends
+from tests.support.tunnel_ends import DOCUMENT, End, Ends
 
 MOST = 30_000  # frames after which a test gives up: no budget held
 SECONDS = 40  # for which a flood at the allowed rate is borne

@@ -13,7 +13,7 @@ from foundation.tunnel import MOST_BUFFERED, QUANTUM, Tunnel
 from foundation.wire.streams import StreamRefusal
 from foundation.wire.tunnel import HEADER, MAX_DATA, WINDOW, Kind
 from tests.fakes.clock import ManualClock
-from tests.support.tunnels import DOCUMENT, End, Ends, Pipe, Recorder
+from tests.support.tunnel_ends import DOCUMENT, End, Ends, Pipe, Recorder
 
 
 async def test_a_stream_carries_both_ways_and_ends() -> None:
