@@ -77,6 +77,21 @@ def read_secret(path: Path, *, max_bytes: int = MAX_SECRET_BYTES) -> bytes:
     return data
 
 
+def open_key(path: Path, size: int) -> bytes:
+    """The random key of `size` bytes at `path`, which is made when it is missing; of several who make it at once, all
+    get the same. Raises `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE)`."""
+    try:
+        write_secret(path, secrets.token_bytes(size), replace=False)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise Fault(Reason.FILE_UNREADABLE, error.strerror or "cannot be made", field=str(path)) from error
+    key = read_secret(path)
+    if len(key) != size:
+        raise Fault(Reason.FILE_UNREADABLE, f"expected {size} bytes", field=str(path))
+    return key
+
+
 def check_secret_mode(path: Path, status: os.stat_result) -> None:
     """Raises `Fault` unless `status` is of a plain file that only its owner may touch."""
     if not stat.S_ISREG(status.st_mode):

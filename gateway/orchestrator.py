@@ -37,7 +37,7 @@ from foundation.decisionlog.closing import SegmentCloser
 from foundation.decisionlog.log import DecisionLog
 from foundation.decisionlog.masking import Mask
 from foundation.faults import Fault
-from foundation.files import make_private_folder
+from foundation.files import make_private_folder, open_key
 from foundation.hotstate import HotState, open_hot_state
 from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import AttestationClass, Revocation, SnapshotNumbers
@@ -93,6 +93,7 @@ from pki.authority import Authority
 from pki.bootstrap import Initialised, initialise, renew_calling_certificate, renew_server_certificate
 from pki.enrol.judgement import load_trust
 from pki.enrol.service import EnrolmentService
+from pki.enrol.sessions import KEY_BYTES
 from pki.enrol.settings import EnrolmentSettings
 from pki.settings import AuthoritySettings
 from policies.lifecycle.revision import build
@@ -100,6 +101,7 @@ from policies.lifecycle.workspace import read_workspace
 from policies.settings import PolicySettings
 from policies.signing import load_signing_key, public_pem
 
+SESSION_KEY = "session.key"  # in the state folder: seals enrolments that are under way
 CHORES_EVERY = 600.0
 MAX_NAMED = 32  # settings that an event of the audit log names
 _LOG = logging.getLogger(__name__)
@@ -376,6 +378,7 @@ class Orchestrator:
             base.hot,
             base.audit,
             base.time,
+            session_key=open_key(self._settings.system.state / SESSION_KEY, KEY_BYTES),
             settings=here.enrolment,
             lifetimes=here.authority.lifetimes,
             trust=load_trust(here.enrolment),

@@ -13,9 +13,7 @@ import json
 import secrets
 from pathlib import Path
 
-from foundation.faults import Fault
-from foundation.files import read_secret, write_secret
-from foundation.reasons import Reason
+from foundation.files import open_key
 
 KEY_BYTES = 32
 _HASH_BYTES = 16
@@ -34,16 +32,7 @@ class Mask:
     def open(cls, path: Path) -> Mask:
         """The mask of the key at `path`, which is made when it is missing. Raises `Fault(FILE_UNREADABLE |
         FILE_MODE_UNSAFE)`."""
-        try:
-            write_secret(path, secrets.token_bytes(KEY_BYTES), replace=False)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            raise Fault(Reason.FILE_UNREADABLE, error.strerror or "cannot be made", field=str(path)) from error
-        key = read_secret(path)
-        if len(key) != KEY_BYTES:
-            raise Fault(Reason.FILE_UNREADABLE, f"expected {KEY_BYTES} bytes", field=str(path))
-        return cls(key)
+        return cls(open_key(path, KEY_BYTES))
 
     @classmethod
     def forgetful(cls) -> Mask:

@@ -43,13 +43,16 @@ class EnrolmentService:
         audit: AuditLog,
         clock: Clock,
         *,
+        session_key: bytes,
         settings: EnrolmentSettings,
         lifetimes: Lifetimes,
         trust: Trust,
         registry: CollectorRegistry | None = None,
     ) -> EnrolmentService:
-        """`trust` comes from `pki.enrol.judgement.load_trust`; metrics go to `registry`, where somebody reads them."""
-        sessions, refusals, use = Sessions(hot, settings.session), Refusals(audit, clock), CertificateUse(hot)
+        """`session_key` seals what is under way (`pki.enrol.sessions`). `trust` comes from
+        `pki.enrol.judgement.load_trust`; metrics go to `registry`, where somebody reads them."""
+        sessions = Sessions(hot, settings.session, session_key)
+        refusals, use = Refusals(audit, clock), CertificateUse(hot)
         parts = Parts(authority, trust, sessions, settings, lifetimes, refusals, clock)
         second = SecondMessages(parts)
         attesting = Attesting(parts, AttestationMetrics(registry or CollectorRegistry()))

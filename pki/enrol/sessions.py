@@ -1,6 +1,8 @@
 """What is remembered between the two messages: one session, sixty seconds at most, taken once.
 
-Sessions live in hot state: losing them all makes every node begin again, and lets nobody in.
+Sessions live in hot state: losing them all makes every node begin again, and lets nobody in. They hold what a TPM has
+to prove that it can read, and hot state may be another machine: so they are sealed (AES-256-GCM, NIST SP 800-38D), each
+to its ID, by a key that only the authority has. Who reads hot state learns nothing, and who writes it begins nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +13,9 @@ import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from foundation.faults import Fault
 from foundation.hotstate import HotState
 from foundation.identifiers import SpiffeId
@@ -19,6 +24,8 @@ from foundation.wire.enrolment import NONCE_BYTES, SESSION_BYTES
 from pki.tokens import TokenUse
 
 SECRET_BYTES = 32
+KEY_BYTES = 32
+_SEAL_NONCE_BYTES = 12  # SP 800-38D §8.2.2: random, for far fewer than 2^32 sessions in a key's life
 _PREFIX = "enrolment/"
 
 
@@ -69,23 +76,33 @@ class Session:
 class Sessions:
     """Keeps sessions by their random ID."""
 
-    def __init__(self, hot: HotState, seconds: float) -> None:
+    def __init__(self, hot: HotState, seconds: float, key: bytes) -> None:
+        """`key` (`KEY_BYTES`) is that of all authorities which share `hot`."""
         self._hot = hot
+        self._seal = AESGCM(key)
         self.seconds = seconds
 
     async def open(self, session: Session) -> bytes:
         """The new session's ID. Raises `Fault(OVERLOADED)` when there are too many."""
         session_id = secrets.token_bytes(SESSION_BYTES)
-        if not await self._hot.put_once(_PREFIX + session_id.hex(), session.encode(), self.seconds):
+        nonce = secrets.token_bytes(_SEAL_NONCE_BYTES)
+        sealed = nonce + self._seal.encrypt(nonce, session.encode(), session_id)
+        if not await self._hot.put_once(_PREFIX + session_id.hex(), sealed, self.seconds):
             raise Fault(Reason.OVERLOADED)
         return session_id
 
     async def take(self, session_id: bytes, purpose: str) -> Session | None:
         """The session, which is over now: whatever comes of it, it was the one attempt. None when there is none, or it
-        was begun for another purpose."""
-        raw = await self._hot.take(_PREFIX + session_id.hex())
-        session = Session.decode(raw) if raw is not None else None
-        return session if session and session.purpose == purpose else None
+        was begun for another purpose, or not by us."""
+        sealed = await self._hot.take(_PREFIX + session_id.hex())
+        if sealed is None:
+            return None
+        try:
+            raw = self._seal.decrypt(sealed[:_SEAL_NONCE_BYTES], sealed[_SEAL_NONCE_BYTES:], session_id)
+        except (InvalidTag, ValueError):
+            return None
+        session = Session.decode(raw)
+        return session if session.purpose == purpose else None
 
 
 def new_nonce() -> bytes:

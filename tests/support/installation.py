@@ -36,6 +36,7 @@ from pki.authority import Authority, load_ca
 from pki.bootstrap import initialise
 from pki.enrol.judgement import Trust
 from pki.enrol.service import EnrolmentService
+from pki.enrol.sessions import KEY_BYTES
 from pki.enrol.settings import EnrolmentSettings, RateSettings
 from pki.entries import Expected
 from pki.issue import IssueRequest
@@ -197,5 +198,12 @@ def _service(
     trust: Trust,
 ) -> EnrolmentService:
     return EnrolmentService.make(
-        authority, hot, audit, clock, settings=enrolment, lifetimes=settings.lifetimes, trust=trust
+        authority,
+        hot,
+        audit,
+        clock,
+        session_key=bytes(KEY_BYTES),
+        settings=enrolment,
+        lifetimes=settings.lifetimes,
+        trust=trust,
     )

@@ -18,7 +18,7 @@ from foundation.identifiers import Kind, SpiffeId
 from foundation.reasons import Reason
 from foundation.wire.enrolment import MAX_BEGIN_BYTES
 from pki.enrol.rate import RateTable, source_of
-from pki.enrol.sessions import Session, Sessions
+from pki.enrol.sessions import KEY_BYTES, Session, Sessions
 from pki.enrol.settings import EnrolmentSettings
 from pki.enrol.use import CertificateUse
 from pki.tokens import TokenUse
@@ -124,14 +124,14 @@ async def test_the_longest_message_fits_into_hot_state() -> None:
     import secrets
 
     clock = ManualClock()
-    sessions = Sessions(MemoryHotState(HotStateSettings(), clock), 60)
+    sessions = Sessions(MemoryHotState(HotStateSettings(), clock), 60, bytes(KEY_BYTES))
     longest = base64.b64encode(secrets.token_bytes(MAX_BEGIN_BYTES))[:MAX_BEGIN_BYTES]
     session = Session("enrol", longest, EDGE, bytes(32), bytes(32), bytes(32))
     assert await sessions.take(await sessions.open(session), "enrol") == session
 
 
 async def test_a_session_is_taken_once_and_for_its_purpose() -> None:
-    sessions = Sessions(MemoryHotState(HotStateSettings(), ManualClock()), 60)
+    sessions = Sessions(MemoryHotState(HotStateSettings(), ManualClock()), 60, bytes(KEY_BYTES))
     session_id = await sessions.open(Session("enrol", b"", EDGE, bytes(32), bytes(32)))
     assert await sessions.take(session_id, "renew") is None
     assert await sessions.take(session_id, "enrol") is None
