@@ -1,7 +1,8 @@
 """`sallyport` commands as processes of their own, which start in milliseconds.
 
 A server process imports the packages once and forks for each command, since importing them costs a busy machine a
-second. What a user starts is `python -m sallyport`; `fresh` does just that.
+second. What a user starts is `python -m sallyport`; `fresh` does just that. A command runs in the network namespace of
+the thread that asks for it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from tests.support.netns.namespaces import enter_that_of, own_path
 from tests.support.processes import PATIENCE, ROOT
 
 COLUMNS = "200"
@@ -56,14 +59,14 @@ def fresh(*words: str, stdin: str = "") -> Done:
 
 
 class CommandServer:
-    """Runs one command at a time. Usable as a context manager."""
+    """Runs one command at a time, with `environment` above ours. Usable as a context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] = MappingProxyType({})) -> None:
         self._guard = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.commands"],
             cwd=ROOT,
-            env={**os.environ, "COLUMNS": COLUMNS},
+            env={**os.environ, "COLUMNS": COLUMNS, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -71,7 +74,7 @@ class CommandServer:
 
     def run(self, *words: str) -> Done:
         with self._guard, tempfile.TemporaryDirectory() as folder:
-            reply = self._ask({"words": words, "folder": folder})
+            reply = self._ask({"words": words, "folder": folder, "network": own_path()})
             out, err = (Path(folder, name).read_text(errors="replace") for name in ("out", "err"))
         return Done(words, reply["code"], out, err)
 
@@ -104,6 +107,7 @@ def _serve() -> None:
         request = json.loads(line)
         child = os.fork()
         if child == 0:
+            enter_that_of(request["network"])
             _command(request["words"], Path(request["folder"]))
         _, status = os.waitpid(child, 0)
         sys.stdout.write(json.dumps({"code": os.waitstatus_to_exitcode(status)}) + "\n")

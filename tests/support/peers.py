@@ -43,9 +43,10 @@ http {{
 
 
 @contextlib.contextmanager
-def etcd(folder: Path) -> Iterator[str]:
-    """The URL of an etcd, which keeps its data below `folder`."""
-    client, peer = (f"http://127.0.0.1:{port}" for port in free_ports(2))
+def etcd(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
+    """The URL of an etcd that listens on `host` and keeps its data below `folder`."""
+    ports = free_ports(2)
+    client, peer = f"http://{host}:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
     words = ["etcd", "--data-dir", str(folder / "etcd"), "--log-level", "error"]
     words += ["--listen-client-urls", client, "--advertise-client-urls", client]
     words += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0  # seconds until a test gives up on what must come; a busy machine is slow
 
 
 class Running:
-    """One process, its output in `log`."""
+    """One process, its output in `log`. It inherits our environment, with `environment` above it."""
 
-    def __init__(self, words: Sequence[str], log: Path) -> None:
+    def __init__(self, words: Sequence[str], log: Path, environment: Mapping[str, str] = MappingProxyType({})) -> None:
         self.words = list(words)
         self.log = log
         with log.open("ab") as file:
-            self.process = subprocess.Popen(self.words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+            self.process = subprocess.Popen(
+                self.words,
+                cwd=ROOT,
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+            )
 
     @property
     def pid(self) -> int:

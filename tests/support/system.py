@@ -96,8 +96,8 @@ class OpenAnswer:
 class Client:
     """One connection with a client certificate; for one thread."""
 
-    def __init__(self, context: ssl.SSLContext, port: int) -> None:
-        self.connection = http.client.HTTPSConnection("localhost", port, timeout=PATIENCE, context=context)
+    def __init__(self, context: ssl.SSLContext, port: int, host: str = "localhost", timeout: float = PATIENCE) -> None:
+        self.connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
         self.connection.connect()
         self.connection.auto_open = 0  # a connection that ended is the test's business
 
@@ -130,6 +130,12 @@ class Client:
         self.connection.close()
 
 
+def workers_of(pid: int) -> set[int]:
+    """The process IDs of the workers of the main process `pid`."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {int(child) for child in children if b"gateway.worker" in _command(child)}
+
+
 def _command(pid: str) -> bytes:
     """The words that started it; nothing when it has ended."""
     try:
@@ -140,7 +146,8 @@ def _command(pid: str) -> bytes:
 
 @dataclass
 class System:
-    """One installation in `folder`, its control plane at `control_plane`."""
+    """One installation in `folder`, its control plane at `control_plane`. It listens on the address `listens`, clients
+    reach it as `host`, and its processes have `environment` above ours."""
 
     folder: Path
     control_plane: str
@@ -149,6 +156,9 @@ class System:
     revision: int = 1
     process: Running | None = None
     ports: dict[str, int] = field(default_factory=dict)
+    listens: str = "127.0.0.1"
+    host: str = "localhost"
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def state(self) -> Path:
@@ -172,8 +182,8 @@ class System:
         """`sallyport init`, then the settings that emulated TPMs and a test's many enrolments need."""
         self.folder.mkdir(exist_ok=True)
         self._take_ports()
-        words = ["init", "--trust-domain", DOMAIN, "--directory", str(self.state), "--host", "127.0.0.1"]
-        words += ["--control-plane", self.control_plane]
+        words = ["init", "--trust-domain", DOMAIN, "--directory", str(self.state), "--host", self.listens]
+        words += ["--control-plane", self.control_plane, "--server-name", self.host]
         for name in _LISTENERS:
             words += [f"--{name}-port", str(self.ports[name])]
         done = self.run(*words)
@@ -212,7 +222,7 @@ class System:
     def launch(self) -> None:
         """`sallyport serve`, without waiting."""
         words = [sys.executable, "-m", "sallyport", "serve", "--config", str(self.config)]
-        self.process = Running(words, self.folder / "serve.log")
+        self.process = Running(words, self.folder / "serve.log", self.environment)
 
     def stop(self) -> int:
         """SIGTERM; the exit code."""
@@ -227,8 +237,7 @@ class System:
     def workers(self) -> set[int]:
         """The process IDs of its workers."""
         assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return {int(pid) for pid in children if b"gateway.worker" in _command(pid)}
+        return workers_of(self.process.pid)
 
     def set_trust_time_ahead(self, seconds: float) -> float:
         """While it is off: as if it had been off for longer. Gives its trust time, in seconds since the Unix epoch."""
@@ -364,7 +373,7 @@ class System:
         return KeyPair(self.authority / "operator.pem", self.authority / "operator.key")
 
     def connect_operator(self, listener: str = "gateway") -> Client:
-        return Client(client_context(self.root, pair=self.operator), self.ports[listener])
+        return Client(client_context(self.root, pair=self.operator), self.ports[listener], self.host)
 
     def add_node(self, name: str, device: EmulatedTpm, **description: str) -> Node:
         """A node that the inventory expects: tier 2, segment edge, role edge-agent unless told otherwise."""
@@ -399,11 +408,11 @@ class Node:
         return f"spiffe://{DOMAIN}/node/{self.name}"
 
     def write_settings(self, **more: str) -> None:
-        ports = self.system.ports
+        ports, host = self.system.ports, self.system.host
         values: dict[str, str] = {
-            "authority": f"localhost:{ports['enrolment']}",
-            "renewal": f"localhost:{ports['api']}",
-            "gateway": f"localhost:{ports['gateway']}",
+            "authority": f"{host}:{ports['enrolment']}",
+            "renewal": f"{host}:{ports['api']}",
+            "gateway": f"{host}:{ports['gateway']}",
             "directory": str(self.folder / "identity"),
             "tcti": self.device.tcti,
             "event_log": str(self.device.event_log),
@@ -439,11 +448,15 @@ class Node:
 
     def connect(self, listener: str = "gateway") -> Client:
         """A connection proven by the key in its TPM."""
+        return self.connect_to(self.system.host, self.system.ports[listener])
+
+    def connect_to(self, host: str, port: int, timeout: float = PATIENCE) -> Client:
+        """The same, to a gateway elsewhere."""
         identity, settings = self.store.identity(), self.settings
         with tpm_for(identity.key, settings) as tpm:
             key = stored_key(identity.key, tpm)
             try:
-                return Client(node_context(identity, key), self.system.ports[listener])
+                return Client(node_context(identity, key), port, host, timeout)
             except ssl.SSLError as error:  # OpenSSL loses why a signature was not made
                 raise getattr(key, "fault", None) or error from error
 

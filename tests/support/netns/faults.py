@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.netns.clocks import WallClock
 from tests.support.netns.network import LINK, Host, Network
 from tests.support.processes import Running, running
 
@@ -84,6 +85,16 @@ def stopped(process: Running) -> Iterator[None]:
         yield
     finally:
         process.signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def rewound(clock: WallClock, seconds: int) -> Iterator[None]:
+    """A machine's wall clock is set back by `seconds`, under the programs that run there."""
+    clock.set(clock.ahead - seconds)
+    try:
+        yield
+    finally:
+        clock.set(clock.ahead + seconds)
 
 
 @contextlib.contextmanager

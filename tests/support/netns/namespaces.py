@@ -12,6 +12,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -67,9 +68,13 @@ class Namespace:
             for name, value in settings.items():
                 Path("/proc/sys/net", name).write_text(str(value))
 
+    def end_inside(self) -> None:
+        """SIGKILL every process inside."""
+        end_inside([self.inode])
+
     def close(self) -> None:
         """End what is inside, and let go of it."""
-        end_inside([self.inode])
+        self.end_inside()
         os.close(self.descriptor)
 
 
@@ -79,8 +84,15 @@ def require_root() -> None:
 
 
 def own_path() -> str:
-    """The calling thread's network namespace."""
-    return f"/proc/self/task/{_libc.gettid()}/ns/net"
+    """The calling thread's network namespace, where every process finds it."""
+    return f"/proc/{os.getpid()}/task/{threading.get_native_id()}/ns/net"
+
+
+def enter_that_of(path: str) -> None:
+    """Move the calling thread to the namespace at `path`, unless it is there: moving is root's."""
+    with Path(path).open("rb") as other:
+        if os.fstat(other.fileno()).st_ino != os.stat(own_path()).st_ino:
+            enter(other.fileno())
 
 
 def enter(descriptor: int) -> None:
