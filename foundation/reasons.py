@@ -342,6 +342,15 @@ class Reason(Enum):
     SERVER_UNREACHABLE = _Text(
         503, "the server cannot be reached, or did not answer", "check address, port and network; run it again"
     )
+    FIREWALL_UNAVAILABLE = _Text(
+        500, "the node's firewall cannot be set or read", "install nftables, and run as root or with CAP_NET_ADMIN"
+    )
+    FIREWALL_REFUSED = _Text(
+        500, "the kernel does not take the firewall's rules", "check that it has nf_tables with sets and conntrack"
+    )
+    FIREWALL_NETWORK = _Text(
+        400, "the firewall was given what is no network of nodes", "mend `networks` in segments.yaml, or the settings"
+    )
     NOT_ENROLLED = _Text(500, "this node is not enrolled", "run `sallyport node enrol`")
     BUNDLE_SEALED = _Text(
         500,

@@ -142,6 +142,8 @@ def _name(segment: str) -> str:
 
 def _network(text: str) -> str:
     try:
+        if "%" in text:  # whatever follows would be taken as the zone of an IPv6 address
+            raise ValueError
         return str(ipaddress.ip_network(text))
     except ValueError:
         raise Fault(Reason.SETTING_INVALID, f"{text[:64]!r} is no address and no CIDR block", field="gateway") from None

@@ -92,6 +92,8 @@ def label_rules(template: bytes, labels: Iterable[str]) -> bytes:
 def parse_network(text: str) -> Network:
     """The network that `text` is in CIDR notation (RFC 4632 §3.1, RFC 4291 §2.3), if nodes can live there. Raises
     `ValueError` with what is wrong."""
+    if "%" in text:  # whatever follows would be taken as the zone of an IPv6 address
+        raise ValueError("is no network")
     network = ipaddress.ip_network(text)
     if network.prefixlen < WIDEST[network.version]:
         raise ValueError(f"is wider than /{WIDEST[network.version]}")

@@ -126,6 +126,7 @@ def test_it_passes_the_schemas_and_every_line_is_tested() -> None:
         ("networks: [127.0.0.0/8]", "no network in which nodes live"),
         ('networks: ["fe80::/64"]', "no network in which nodes live"),
         ("networks: [224.0.0.0/8]", "no network in which nodes live"),
+        ('networks: ["fd00::1%a; flush ruleset"]', "is no network"),
         ('networks: ["10.0.0.0/8; flush ruleset"]', "does not appear"),
     ],
 )
