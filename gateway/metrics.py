@@ -83,6 +83,11 @@ class GatewayMetrics:
         self._registry.register(_StreamsOpen(registry))
 
 
+    def watch_tunnels(self, count: Callable[[], int]) -> None:
+        """Read how many nodes hold tunnels here when it is scraped."""
+        Gauge("sallyport_tunnels_open", "Nodes that hold a tunnel", registry=self._registry).set_function(count)
+
+
 class _StreamsOpen(Collector):
     """Exchanges that outlived a tick, by route: those of most of them by name, as in `gateway.answers`."""
 

@@ -185,6 +185,8 @@ def build_plane(
     access = None if path is None else AccessLog(path, settings.access, time, metrics.unlogged)
     PoolMetrics(telemetry.registry, upstreams.overview)
     broker = _build_broker(settings, store, certificates, time, number)
+    if broker is not None:
+        metrics.watch_tunnels(lambda: broker.broker.open_count)
     services = ConnectionServices(
         settings.listener,
         settings.system.trust_domain,

@@ -16,6 +16,8 @@ from foundation.identity import IdentityRecord
 from foundation.reasons import Reason
 from foundation.tunnel import Stream, StreamUser, Tunnel
 from foundation.wire.streams import MAX_SEGMENTS, StreamCall, StreamRelay, StreamRequest
+from gateway.broker.authority import ROUTE as AUTHORITY
+from gateway.broker.authority import AuthorityCalls
 from gateway.broker.http import StreamedConnection
 from gateway.broker.settings import BrokerSettings
 from gateway.broker.siblings import SiblingTable
@@ -80,6 +82,7 @@ class Broker:
         self._gateways = gateways
         self._announcer = announcer
         self._tunnels: dict[SpiffeId, NodeTunnel] = {}
+        self._authority = AuthorityCalls(settings.authority) if settings.authority else None
         self.connections: set[ClientConnection] = set()
         """The listener's, among which those are that carry HTTP within tunnels."""
 
@@ -87,6 +90,11 @@ class Broker:
     def open_count(self) -> int:
         """Tunnels of nodes that end here."""
         return len(self._tunnels)
+
+    async def close(self) -> None:
+        """End what no listener ends."""
+        if self._authority is not None:
+            await self._authority.close()
 
     # --- tunnels ----------------------------------------------------------------------------------------------
 
@@ -119,6 +127,9 @@ class Broker:
         """Begin what a node asks for over its own tunnel; the stream, where its end has to be seen to. Raises `Fault`
         when no policy need be asked to refuse it."""
         wanted = StreamRequest.parse(document)
+        if wanted.route == AUTHORITY and self._authority is not None:
+            self._authority.begin(services, caller, near)
+            return None
         target = node(services.trust_domain, wanted.target)
         ways = [self._siblings] if self._gateways is None else [self._siblings, self._gateways]
         return self._begin(services, caller, near, wanted, self._reach(target, ways))

@@ -77,6 +77,7 @@ class BrokerParts:
 
     async def close(self) -> None:
         """End all of it."""
+        await self.broker.close()
         await self._links.close()
         await self._siblings.close()
         if self._hot is not None:
