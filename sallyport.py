@@ -28,6 +28,7 @@ COMMANDS = {
     "top": ("gateway.top_cli", "top", "Watch a gateway: streams, rates, refusals, cuts."),
     "upstream": ("gateway.upstreams.cli", "", "The pools that routes lead to: list, keys."),
     "node": ("agent.cli", "", "This machine as a node: enrol, renew, status, health, call."),
+    "agent": ("agent.run_cli", "", "This machine's agent: run, status."),
     "inventory": ("pki.cli", "inventory", "Nodes: list, show, add, import, revoke."),
     "token": ("pki.cli", "token", "Enrolment tokens."),
     "cert": ("pki.cli", "cert", "Certificates: list, show."),

@@ -34,9 +34,9 @@ _MAX_PROBLEM_BYTES = 64 * 1024
 _ENCODING_DER = 2  # as `_ssl` has it: OpenSSL's X509_FILETYPE_ASN1
 
 
-def trusting(root: bytes) -> ssl.SSLContext:
+def trusting(root: bytes, protocols: tuple[str, ...] = HTTP_1_1) -> ssl.SSLContext:
     """A client's context that trusts this root (DER) alone."""
-    return client_context(ssl.DER_cert_to_PEM_cert(root).encode())
+    return client_context(ssl.DER_cert_to_PEM_cert(root).encode(), protocols=protocols)
 
 
 class Channel:

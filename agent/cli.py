@@ -24,13 +24,11 @@ import typer
 from agent.settings import DEFAULT_FILE, Address, AgentSettings
 from foundation.clock import SystemClock
 from foundation.faults import Fault
-from foundation.files import read_secret
 from foundation.reasons import Reason
 
 if TYPE_CHECKING:
     from agent.call import Call
     from agent.store import Identity, NodeStore
-    from foundation.wire.enrolment import Token
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,7 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="This machine as a node: enrol, renew, attest, status, health, call.",
 )
-_MAX_TOKEN_BYTES = 1024
 
 _Config = Annotated[Path | None, typer.Option("--config", help=f"TOML file with [agent]; {DEFAULT_FILE} if it exists.")]
 _Directory = Annotated[Path | None, typer.Option(help="The node's files.")]
@@ -63,6 +60,7 @@ def enrol(
 ) -> None:
     """Prove this machine by its TPM and get a certificate whose key lives in it. A lost answer is asked for again."""
     from agent.enrol import enrol as enrol_node
+    from agent.token import read_token
 
     with _failing_clearly():
         settings = _settings(config, directory, authority=authority, tcti=tcti, event_log=event_log)
@@ -70,7 +68,7 @@ def enrol(
             settings = replace(settings, attestation={"tpm": "tpm", "software": "none"}.get(key) or _wrong_key(key))
         settings = replace(settings, node=node or settings.node)
         store = _store(settings)
-        token = _read_token(token_file)
+        token = read_token(token_file)
         with _progress(quiet=as_json) as report:
             identity = asyncio.run(enrol_node(settings, token, store, SystemClock(), report))
         _show(identity, as_json, {"enrolled": True})
@@ -229,15 +227,6 @@ def _store(settings: AgentSettings) -> NodeStore:
     from agent.store import NodeStore
 
     return NodeStore(settings.directory, settings.pem)
-
-
-def _read_token(path: Path) -> Token:
-    """Never from the command line: other users read that."""
-    from foundation.wire.enrolment import Token
-
-    piped = str(path) == "-"
-    raw = sys.stdin.buffer.read(_MAX_TOKEN_BYTES) if piped else read_secret(path, max_bytes=_MAX_TOKEN_BYTES)
-    return Token.parse(raw.decode("ascii", "replace").strip())
 
 
 def _headers(lines: list[str] | tuple[()]) -> tuple[tuple[str, str], ...]:

@@ -14,6 +14,7 @@ from agent.tlskey import SoftwareTlsKey, TlsKey, TpmTlsKey, self_test
 from agent.tpm import Tpm
 from foundation.faults import Fault
 from foundation.reasons import Reason
+from foundation.tls import HTTP_1_1
 
 
 def machine_tpm(settings: AgentSettings) -> AbstractContextManager[Tpm | None]:
@@ -54,8 +55,8 @@ def telling_why(key: TlsKey) -> Iterator[None]:
         raise getattr(key, "fault", None) or fault from None
 
 
-def client_context(identity: Identity, key: TlsKey) -> ssl.SSLContext:
-    """TLS 1.3 with the node's certificate, trusting its root alone."""
-    context = trusting(identity.root)
+def client_context(identity: Identity, key: TlsKey, protocols: tuple[str, ...] = HTTP_1_1) -> ssl.SSLContext:
+    """TLS 1.3 with the node's certificate, trusting its root alone. `protocols` are told as ALPN."""
+    context = trusting(identity.root, protocols)
     key.install(context, identity.issued.chain[:-1])
     return context

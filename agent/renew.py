@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import closing
+from contextlib import closing, nullcontext
 
 from agent.channel import Channel
 from agent.exchange import Report, deliver, propose
@@ -22,12 +22,15 @@ def is_due(identity: Identity, clock: Clock) -> bool:
     return clock.now() >= identity.issued.renew_after
 
 
-async def renew(settings: AgentSettings, store: NodeStore, clock: Clock, report: Report) -> Identity:
-    """The renewed identity, stored. A renewal whose answer was lost is taken up first. Raises `Fault`: as `enrol`, and
-    `NOT_ENROLLED`."""
+async def renew(
+    settings: AgentSettings, store: NodeStore, clock: Clock, report: Report, shared: Tpm | None = None
+) -> Identity:
+    """The renewed identity, stored. A renewal whose answer was lost is taken up first. `shared` is the TPM where it is
+    open already: not every one can be opened twice. Raises `Fault`: as `enrol`, and `NOT_ENROLLED`."""
     with store.exclusively():
         identity = store.identity()
-        with await asyncio.to_thread(tpm_for, identity.key, settings) as tpm:
+        opened = nullcontext(shared) if shared else await asyncio.to_thread(tpm_for, identity.key, settings)
+        with opened as tpm:
             key = await asyncio.to_thread(stored_key, identity.key, tpm)
             channel = Channel(_address(settings), client_context(identity, key), settings.timeout)
             with closing(channel), telling_why(key):

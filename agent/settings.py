@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from agent.tpm_values import EK_TEMPLATES
 from foundation.faults import Fault
@@ -13,6 +15,7 @@ from foundation.identifiers import check_name
 from foundation.reasons import Reason
 
 DEFAULT_FILE = Path("/etc/sallyport/agent.toml")
+MOST_GATEWAYS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +43,17 @@ class Address:
 @dataclass(frozen=True)
 class AgentSettings:
     """Section `[agent]`. `authority` is the enrolment listener, `renewal` the authority's API, `gateway` the gateway's
-    listener; each `host:port`, empty where this node does not use it. `ek` names an EK template, empty takes the first
-    with a certificate. `event_log` may be missing on disk: then the node sends none. `pem` is a folder where other
-    programs of this machine find certificate and key as PEM files."""
+    listener for `node call`, `gateways` those that `agent run` keeps tunnels to; each `host:port`, empty where this
+    node does not use it. `socket` is where a running agent answers its own machine, by default in `directory`. `ek`
+    names an EK template, empty takes the first with a certificate. `event_log` may be missing on disk: then the node
+    sends none. `pem` is a folder where other programs of this machine find certificate and key as PEM files."""
 
     directory: Path = Path("/var/lib/sallyport-agent")
     authority: Address | None = None
     renewal: Address | None = None
     gateway: Address | None = None
+    gateways: tuple[Address, ...] = ()
+    socket: Path | None = None
     node: str = ""
     attestation: str = "tpm"
     tcti: str = "device:/dev/tpmrm0"
@@ -56,15 +62,30 @@ class AgentSettings:
     timeout: float = 30.0
     pem: Path | None = None
 
+    @property
+    def control(self) -> Path:
+        """The socket of a running agent."""
+        return self.socket or self.directory / "agent.sock"
+
     @classmethod
     def parse(cls, fields: Fields) -> AgentSettings:
         """Raises `Fault(SETTING_INVALID | SETTING_UNKNOWN)` naming the setting."""
+        settings = cls.read(fields)
+        fields.finish()
+        return settings
+
+    @classmethod
+    def read(cls, fields: Fields) -> AgentSettings:
+        """As `parse`, of fields among which there may be others'."""
         node = fields.text("node", "", max_length=63)
-        settings = cls(
+        gateways = fields.texts("gateways", (), most=MOST_GATEWAYS)
+        return cls(
             directory=Path(fields.text("directory", str(cls.directory))),
             authority=_address(fields, "authority"),
             renewal=_address(fields, "renewal"),
             gateway=_address(fields, "gateway"),
+            gateways=tuple(Address.parse(each, f"{fields.path}.gateways") for each in gateways),
+            socket=Path(fields.text("socket")) if fields.has("socket") else None,
             node=check_name(node, field=f"{fields.path}.node") if node else "",
             attestation=fields.one_of("attestation", ("tpm", "none"), "tpm"),
             tcti=fields.text("tcti", cls.tcti),
@@ -73,21 +94,36 @@ class AgentSettings:
             timeout=fields.duration("timeout", "30s"),
             pem=Path(fields.text("pem")) if fields.has("pem") else None,
         )
-        fields.finish()
-        return settings
 
     @classmethod
     def load(cls, path: Path) -> AgentSettings:
-        """The `[agent]` section of a TOML file; other sections are other programs' business. Raises
-        `Fault(FILE_UNREADABLE | SETTING_INVALID | SETTING_UNKNOWN)`."""
-        try:
-            document = tomllib.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
-        except ValueError as error:
-            raise Fault(Reason.SETTING_INVALID, str(error), field=str(path)) from error
-        section = document.get("agent", {})
-        return cls.parse(Fields(section, "agent", Reason.SETTING_INVALID, unknown=Reason.SETTING_UNKNOWN))
+        """The `[agent]` section of a TOML file; its tables are `sallyport agent`'s, other sections other programs'
+        business. Raises `Fault(FILE_UNREADABLE | SETTING_INVALID | SETTING_UNKNOWN)`."""
+        section = agent_section(path)
+        own = {name: value for name, value in section.items() if not _is_table(value)}
+        return cls.parse(agent_fields(own))
+
+
+def agent_section(path: Path) -> dict[str, Any]:
+    """`[agent]` as it stands in the file. Raises `Fault(FILE_UNREADABLE | SETTING_INVALID)`."""
+    try:
+        section = tomllib.loads(path.read_text("utf-8")).get("agent", {})
+    except OSError as error:
+        raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
+    except ValueError as error:
+        raise Fault(Reason.SETTING_INVALID, str(error), field=str(path)) from error
+    if not isinstance(section, dict):
+        raise Fault(Reason.SETTING_INVALID, "expected a table", field="agent")
+    return section
+
+
+def agent_fields(section: Mapping[str, Any]) -> Fields:
+    """`section` under strict reading."""
+    return Fields(section, "agent", Reason.SETTING_INVALID, unknown=Reason.SETTING_UNKNOWN)
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(each, dict) for each in value))
 
 
 def _address(fields: Fields, name: str) -> Address | None:

@@ -15,7 +15,10 @@ from typing import Any, cast
 from typer.main import get_command
 
 import sallyport
-from agent.settings import AgentSettings
+from agent.configuration import RunSettings
+from agent.port import PortSettings
+from agent.services import ServingSettings
+from agent.tunnel import TunnelSettings
 from docs.settings_reference import settings_rows
 from foundation.api import ApiRoute
 from foundation.audit.settings import AuditSettings
@@ -93,7 +96,10 @@ def settings() -> str:
         "gateway.streams": StreamSettings.parse,
         "access_log": AccessLogSettings.parse,
         "gateway.overload": OverloadSettings.parse,
-        "agent": AgentSettings.parse,
+        "agent": RunSettings.parse,
+        "agent.port": PortSettings.parse,
+        "agent.tunnel": TunnelSettings.parse,
+        "agent.serving": ServingSettings.parse,
     }
     rows = [f"| `{path}` | {kind} | {_code(default)} |" for path, kind, default in settings_rows(sections)]
     head = [

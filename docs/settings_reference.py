@@ -13,6 +13,7 @@ _ABSENT: Any = object()
 Row = tuple[str, str, str]
 # What has no default needs a value to be read at all.
 _REQUIRED: Mapping[str, Mapping[str, Any]] = {
+    "agent.port": {"listen": "127.0.0.1:15432", "route": "db", "target": "edge-b"},
     "sallyport": {"trust_domain": "fleet.example"},
     "authority": {"trust_domain": "fleet.example"},
     "upstream_authority": {
@@ -69,6 +70,10 @@ class _Asked(Fields):
     def texts(self, name: str, default: tuple[str, ...] = _ABSENT, **more: Any) -> tuple[str, ...]:
         self._note(name, "list of texts", default)
         return super().texts(name, default, **more)
+
+    def mapping(self, name: str, default: Mapping[str, str] = _ABSENT, **more: Any) -> dict[str, str]:
+        self._note(name, "table of texts", ())
+        return {}
 
     def each(self, name: str, read: Callable[[Fields], Any], **more: Any) -> tuple[Any, ...]:
         self._note(name, "list of tables", ())

@@ -145,6 +145,7 @@ class Reason(Enum):
         429, "the tunnel's other side sends more frames that carry nothing than it may", "open streams less often"
     )
     TUNNEL_LOST = _Text(503, "the tunnel that carried the stream is gone", "open the stream again")
+    STREAM_ABORTED = _Text(502, "one end broke the stream off", "look at that end: its program, or its network")
     STREAM_LIMIT = _Text(429, "too many streams are open over this tunnel", "close some first")
     TARGET_UNTRUSTED = _Text(
         403, "the target itself may not be trusted now", "see `sallyport explain` for what stands against the target"

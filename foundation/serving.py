@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import socket
 import ssl
-import stat
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -19,10 +18,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from foundation.faults import Fault
-from foundation.reasons import Reason
-
-BACKLOG = 128
+from foundation.listening import listen, listen_unix, remove_dead_socket
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +65,7 @@ async def serve_unix(
         async with _serve(application, listening, None, limits or ListenerLimits(per_address=1024)):
             yield path
     finally:
-        _remove_dead_socket(path)
+        remove_dead_socket(path)
 
 
 @contextlib.asynccontextmanager
@@ -158,42 +154,6 @@ class _Acceptor:
             await loop.connect_accepted_socket(server, connection, ssl=context, ssl_handshake_timeout=patience)
         except (OSError, ssl.SSLError, TimeoutError):
             connection.close()  # a failed handshake is the peer's affair; nothing was served
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises `Fault(SETTING_INVALID)`."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise Fault(Reason.SETTING_INVALID, f"cannot listen: {error.strerror}", field=f"{host}:{port}") from error
-    listening.setblocking(False)
-    return listening
-
-
-def listen_unix(path: Path) -> socket.socket:
-    """A socket that listens at `path`, mode 0600. Raises `Fault(SETTING_INVALID)`."""
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _remove_dead_socket(path)
-        listening.bind(str(path))
-        path.chmod(0o600)  # before listen: until then nobody can connect
-        listening.listen(BACKLOG)
-    except OSError as error:
-        listening.close()
-        raise Fault(Reason.SETTING_INVALID, f"cannot listen: {error.strerror}", field=str(path)) from error
-    listening.setblocking(False)
-    return listening
-
-
-def _remove_dead_socket(path: Path) -> None:
-    if not path.exists() or not stat.S_ISSOCK(path.lstat().st_mode):
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
 
 
 def _address(peer: object) -> str:

@@ -41,10 +41,11 @@ from foundation.files import make_private_folder, open_key
 from foundation.hotstate import HotState, open_hot_state
 from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import AttestationClass, Revocation, SnapshotNumbers
+from foundation.listening import listen, listen_unix
 from foundation.logs import configure_logging
 from foundation.ports import AuditEvent, ChangeFeed, IdentityDirectory
 from foundation.reasons import Reason
-from foundation.serving import listen, listen_unix, serve_api, serve_unix
+from foundation.serving import serve_api, serve_unix
 from foundation.storage.database import Database
 from foundation.storage.settings import StorageSettings
 from foundation.telemetry import Telemetry

@@ -1,0 +1,59 @@
+"""All that `sallyport agent run` is told: the section `[agent]` with its tables, each read by its part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+from agent.port import MOST_PORTS, PortSettings
+from agent.services import Service, ServingSettings, parse_offers
+from agent.settings import Address, AgentSettings, agent_fields, agent_section
+from agent.tunnel import TunnelSettings
+from foundation.faults import Fault
+from foundation.fields import Fields
+from foundation.reasons import Reason
+
+_LIVE = frozenset({"gateways", "ports", "offers"})
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """`node` is what the one-shot commands read too. `drain` is how long open streams may go on once the agent was told
+    to stop, in seconds."""
+
+    node: AgentSettings = field(default_factory=AgentSettings)
+    gateways: tuple[Address, ...] = ()
+    drain: float = 10.0
+    ports: tuple[PortSettings, ...] = ()
+    offers: Mapping[str, Service] = field(default_factory=dict)
+    tunnel: TunnelSettings = field(default_factory=TunnelSettings)
+    serving: ServingSettings = field(default_factory=ServingSettings)
+
+    @classmethod
+    def parse(cls, fields: Fields) -> RunSettings:
+        """Raises `Fault(SETTING_INVALID | SETTING_UNKNOWN)` naming the setting."""
+        node = AgentSettings.read(fields)
+        settings = cls(
+            node=replace(node, gateways=()),
+            gateways=node.gateways or ((node.gateway,) if node.gateway else ()),
+            drain=fields.duration("drain", "10s"),
+            ports=fields.each("port", PortSettings.parse, most=MOST_PORTS, optional=True),
+            offers=parse_offers(fields),
+            tunnel=TunnelSettings.parse(fields.section("tunnel", optional=True)),
+            serving=ServingSettings.parse(fields.section("serving", optional=True)),
+        )
+        fields.finish()
+        return settings
+
+    @classmethod
+    def load(cls, path: Path) -> RunSettings:
+        """Raises `Fault(FILE_UNREADABLE | SETTING_INVALID | SETTING_UNKNOWN)`."""
+        return cls.parse(agent_fields(agent_section(path)))
+
+
+def check_live(old: RunSettings, new: RunSettings) -> None:
+    """That all that differs can change while the agent runs. Raises `Fault(SETTING_FIXED)` naming what cannot."""
+    for each in fields(RunSettings):
+        if each.name not in _LIVE and getattr(old, each.name) != getattr(new, each.name):
+            raise Fault(Reason.SETTING_FIXED, "restart the agent to change it", field=f"agent.{each.name}")

@@ -1,0 +1,102 @@
+"""`sallyport agent`: this machine's agent, running.
+
+Exit codes: 0 done; 1 refused or failed, with the reason on standard error; 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from agent.configuration import RunSettings
+from agent.settings import DEFAULT_FILE, AgentSettings
+from agent.store import NodeStore
+from foundation.clock import SystemClock
+from foundation.faults import Fault
+from foundation.reasons import Reason
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="The node's agent: tunnels, local ports, services.",
+)
+
+_Config = Annotated[Path, typer.Option("--config", help="TOML file with [agent].")]
+
+
+@app.command()
+def run(
+    config: _Config = DEFAULT_FILE,
+    enrol_token_file: Annotated[
+        Path | None,
+        typer.Option(help="Enrol by this token (mode 0600; - reads standard input) where there is none yet."),
+    ] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Be this node's agent until SIGTERM. SIGHUP reads gateways, ports and offers anew."""
+    from agent.run import run as run_agent
+    from foundation.logs import configure_logging
+
+    configure_logging(log_level)
+    settings = RunSettings.load(config)
+    if enrol_token_file is not None:
+        _enrol_once(settings.node, enrol_token_file)
+    _run(run_agent(settings, lambda: RunSettings.load(config), SystemClock()))
+
+
+@app.command()
+def status(
+    config: _Config = DEFAULT_FILE,
+    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
+) -> None:
+    """Ask the running agent how its tunnels, ports and services stand."""
+    from agent.control import ask
+
+    found = ask(RunSettings.load(config).node.control)
+    sys.stdout.write(json.dumps(found) + "\n" if as_json else _text(found))
+
+
+def _enrol_once(settings: AgentSettings, token_file: Path) -> None:
+    """Enrol unless that was done."""
+    store = NodeStore(settings.directory, settings.pem)
+    try:
+        store.identity()
+    except Fault as fault:
+        if fault.reason is not Reason.NOT_ENROLLED:
+            raise
+        from agent.enrol import enrol
+        from agent.token import read_token
+
+        _run(enrol(settings, read_token(token_file), store, SystemClock(), lambda _step: None))
+
+
+def _run(work: Coroutine[Any, Any, object]) -> None:
+    """On uvloop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(work)
+    else:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(work)
+
+
+def _text(found: dict[str, Any]) -> str:
+    lines = [f"node            {found['node']}"]
+    lines += [f"{name:<15} {found[name]}" for name in ("attested_until", "floor")]
+    lines += [f"{name:<15} {value}" for name, value in found["certificate"].items()]
+    for tunnel in found["tunnels"]:
+        state = "up" if tunnel["up"] else f"down ({tunnel['fault'] or 'dialling'})"
+        lines.append(f"tunnel          {tunnel['gateway']} {state}, {tunnel['streams']} streams")
+    for port in found["ports"]:
+        lines.append(f"port            {port['listen']} -> {port['route']} of {port['target']}, {port['open']} open")
+    offers = found["offers"]
+    lines.append(f"offers          {', '.join(offers['services']) or 'nothing'}, {offers['open']} open")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,160 @@
+"""A stream and a local connection, joined: what comes of one goes to the other.
+
+Laws held here:
+- what waits on either side is bounded: the local socket is not read while the stream has more than `BACKLOG` bytes
+  that have not left, and the stream gets room back only for what the local socket took;
+- each direction ends by itself (a half-closed connection stays half-closed); what broke off breaks off the other side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+from typing import cast
+
+from foundation.reasons import Reason
+from foundation.tunnel import Stream
+
+READ = 128 << 10
+"""At most so many bytes are read from a local connection at once."""
+BACKLOG = 64 << 10
+_HELD = 128 << 10
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, no time to linger: the kernel sends RST
+
+
+class Splice(asyncio.BufferedProtocol):
+    """Both the stream's user and the local connection's protocol. What the stream brings before the connection stands
+    is kept; that is no more than the stream's window."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        room: memoryview,
+        gone: Callable[[], None],
+        *,
+        connected: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`room` is where reads go, and may be shared by all splices of one event loop. `connected` is told when the
+        local connection stands, and says whether it may go on. `gone` is told once, when it is over."""
+        self.stream = stream
+        self._room = room
+        self._gone = gone
+        self._connected = connected
+        self._transport: asyncio.Transport | None = None
+        self._early: list[bytes] = []
+        self._takes = True  # the local connection takes what we write
+        self._reads = True
+        self._owed = 0  # written, and not given back to the stream yet
+        self._ended_here = self._ended_there = False
+        self._over = False
+
+    @property
+    def is_over(self) -> bool:
+        """The stream was reset, or its tunnel is gone."""
+        return self._over
+
+    def break_off(self, reason: Reason) -> None:
+        """End both sides, now."""
+        self.stream.reset(reason)
+        self.over(reason)
+
+    # --- the local connection -----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = connection = cast(asyncio.Transport, transport)  # uvloop's are not of the class
+        connection.set_write_buffer_limits(high=_HELD)
+        if self._over or not self._connected():
+            self._break_off_connection()
+            return
+        early, self._early = self._early, []
+        for data in early:
+            self.received(data)
+        if self._ended_there:
+            connection.write_eof()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.stream.write(bytes(self._room[:nbytes]))
+        if self._reads and self.stream.backlog > BACKLOG and self._transport is not None:
+            self._reads = False
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        self._ended_here = True
+        self.stream.end()
+        return not self._ended_there  # open for what still comes
+
+    def pause_writing(self) -> None:
+        self._takes = False
+
+    def resume_writing(self) -> None:
+        self._takes = True
+        owed, self._owed = self._owed, 0
+        self.stream.consumed(owed)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        if error is not None or not (self._ended_here and self._ended_there):
+            self.stream.reset(Reason.STREAM_ABORTED)
+        self._over = True
+        self._gone()
+
+    # --- the stream -----------------------------------------------------------------------------------------
+
+    def accepted(self, document: bytes) -> None: ...
+
+    def refused(self, document: bytes) -> None: ...
+
+    def received(self, data: bytes) -> None:
+        if self._transport is None:
+            self._early.append(data)
+            return
+        if self._transport.is_closing():
+            return  # it broke off, and we are about to hear of it
+        self._transport.write(data)
+        if self._takes:
+            self.stream.consumed(len(data))
+        else:
+            self._owed += len(data)
+
+    def datagram_received(self, data: bytes) -> None:
+        self.break_off(Reason.TUNNEL_MALFORMED)
+
+    def sent(self, size: int) -> None:
+        if not self._reads and self.stream.backlog <= BACKLOG and self._transport is not None:
+            self._reads = True
+            self._transport.resume_reading()
+
+    def ended(self) -> None:
+        self._ended_there = True
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._ended_here:
+            self._transport.close()
+        else:
+            self._transport.write_eof()
+
+    def over(self, reason: Reason) -> None:
+        if not self._over:
+            self._over = True
+            self._break_off_connection()
+
+    def _break_off_connection(self) -> None:
+        if self._transport is not None:
+            reset_when_closed(self._transport.get_extra_info("socket"))
+            self._transport.abort()
+
+
+def reset_when_closed(connection: socket.socket) -> None:
+    """Let the other side of `connection` see a broken connection (RST) instead of an end, where it is of TCP."""
+    if connection.family != socket.AF_UNIX:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+def read_room() -> memoryview:
+    """What `Splice` reads into."""
+    return memoryview(bytearray(READ))
