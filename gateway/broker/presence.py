@@ -45,7 +45,6 @@ class Presence:
         self._held: dict[SpiffeId, int] = {}
         self._untold: dict[SpiffeId, None] = {}  # in the order of telling
         self._outdone: dict[SpiffeId, None] = {}  # told, and somebody newer stood there
-        self._generation = ""
         self._next_beat = self._next_refresh = time.monotonic()
         self._noted = asyncio.Event()
         self._answers = True
@@ -105,18 +104,17 @@ class Presence:
             await asyncio.sleep(0)
 
     async def _send_beat(self) -> None:
+        """A beat that is not there any more was lost with everything else, or came too late for others."""
         beat = _beat(self.incarnation)
         [lives] = await self._hot.swap([Swap(beat, b"1", b"1")], ALIVE_SECONDS)
-        generation = await self._hot.generation()
         if not lives:
             await self._hot.put_once(beat, b"1", ALIVE_SECONDS)
         now = self._time.monotonic()
-        if not lives or generation != self._generation or now >= self._next_refresh:
+        if not lives or now >= self._next_refresh:
             self._untold = dict.fromkeys((*self._untold, *self._held))
             self._next_refresh = now + REFRESH_SECONDS
         self._untold |= self._outdone
         self._outdone = {}
-        self._generation = generation
         self._next_beat = now + BEAT_SECONDS
 
     async def _tell_batch(self, nodes: Sequence[SpiffeId]) -> None:

@@ -15,7 +15,7 @@ from foundation.faults import Fault
 from foundation.hotstate import HotStateSettings, MemoryHotState, Swap
 from foundation.identifiers import Kind, SpiffeId
 from foundation.reasons import Reason
-from gateway.broker.presence import ALIVE_SECONDS, BATCH, BEAT_SECONDS, ENTRY_SECONDS, REFRESH_SECONDS, Presence
+from gateway.broker.presence import ALIVE_SECONDS, BATCH, BEAT_SECONDS, ENTRY_SECONDS, Presence
 from gateway.broker.siblings import GROUP, Owner, SiblingTable
 from tests.fakes.clock import ManualClock
 
@@ -246,8 +246,10 @@ async def test_a_gateway_that_lost_its_table_is_found_once_its_former_process_co
     cluster.workers[0] = after = cluster.start(0)
     cluster.claim(after, NODES[0])
     await cluster.step(after)
-    cluster.clock.advance(ALIVE_SECONDS + 0.1)
-    await cluster.step(after)
+    assert [claim.epoch for claim in await after.presence.find(NODES[0])] == [1000]
+    for _ in range(int(ALIVE_SECONDS / BEAT_SECONDS) + 1):
+        cluster.clock.advance(BEAT_SECONDS)
+        await cluster.step(after)
     [claim] = await cluster.workers[1].presence.find(NODES[0])
     assert claim.incarnation == after.presence.incarnation
 
@@ -272,11 +274,34 @@ async def test_entries_are_refreshed_before_they_end() -> None:
     cluster = Cluster()
     one = cluster.workers[0]
     cluster.claim(one, NODES[0])
-    for _ in range(int(2 * ENTRY_SECONDS / (REFRESH_SECONDS / 2))):
-        cluster.clock.advance(REFRESH_SECONDS / 2)
+    for _ in range(int(ENTRY_SECONDS / BEAT_SECONDS) + 10):
+        cluster.clock.advance(BEAT_SECONDS)
         await cluster.step(one)
-        await cluster.step(one)
-        assert len(await one.presence.find(NODES[0])) == 1
+    assert len(await one.presence.find(NODES[0])) == 1
+
+
+async def test_a_claim_that_was_replaced_is_not_released_with_the_former() -> None:
+    cluster = Cluster()
+    presence = cluster.workers[0].presence
+    presence.claim(NODES[0], 1)
+    presence.claim(NODES[0], 2)
+    presence.release(NODES[0], 1)
+    await cluster.settle()
+    assert [claim.epoch for claim in await presence.find(NODES[0])] == [2]
+
+
+async def test_what_changes_while_it_is_told_is_told_again() -> None:
+    cluster = Cluster()
+    one = cluster.workers[0]
+    await cluster.step(one)
+    cluster.claim(one, NODES[0])
+    telling = asyncio.ensure_future(one.presence.step())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    cluster.release(one, NODES[0])
+    await telling
+    await cluster.step(one)
+    assert await one.presence.find(NODES[0]) == ()
 
 
 async def test_many_tunnels_cost_few_round_trips_and_a_heartbeat_costs_one_entry() -> None:
