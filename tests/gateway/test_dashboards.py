@@ -36,6 +36,7 @@ def everything() -> dict[str, set[str]]:
     main = ProcessMetrics(process, lambda: 0.0)
     CutTimes(registry, StreamSettings(), bench.clock)
     metrics.watch(bench.store, bench.registry)
+    metrics.watch_tunnels(lambda: 0)
     metrics.answered("api", Reason.GRANTED, 200, 0.1)
     metrics.refused_connection(Reason.OVERLOADED)
     metrics.shed(next(iter(Priority)))
