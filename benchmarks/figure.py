@@ -71,6 +71,14 @@ def at_most(name: str, value: float, unit: str, goal: float, command: str, of: S
     return Figure(name, _short(value), unit, f"at most {goal:g}", value <= goal, command, spread=spread)
 
 
+def at_least(
+    name: str, value: float, unit: str, goal: float, command: str, of: Sequence[float] | None = None
+) -> Figure:
+    """A figure that should reach `goal`; `of` are the measurements that it sums up."""
+    spread = (_short(min(of)), _short(max(of))) if of else None
+    return Figure(name, _short(value), unit, f"at least {goal:g}", value >= goal, command, spread=spread)
+
+
 def alone(name: str, value: float, unit: str, command: str, of: Sequence[float] | None = None) -> Figure:
     """A figure without goal and peer."""
     spread = (_short(min(of)), _short(max(of))) if of else None

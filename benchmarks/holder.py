@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from benchmarks.generator import Generator
 from benchmarks.processes import ENVIRONMENT, Subject, end_with_parent
@@ -28,14 +28,16 @@ class Closed:
 class Holder:
     """One process that holds groups of connections to one subject."""
 
+    command = "hold"
+
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     @classmethod
     @contextmanager
-    def to(cls, generator: Generator, subject: Subject) -> Iterator[Holder]:
+    def to(cls, generator: Generator, subject: Subject) -> Iterator[Self]:
         """For as long as the block lasts; then all connections are closed."""
-        words = [str(generator.binary), "hold", *generator.to(subject)]
+        words = [str(generator.binary), cls.command, *generator.to(subject)]
         with subprocess.Popen(
             words,
             stdin=subprocess.PIPE,

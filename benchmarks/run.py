@@ -20,7 +20,17 @@ from collections.abc import Iterator
 from benchmarks.figure import Failure, Figure, keep, show
 from benchmarks.processes import ENVIRONMENT
 
-BENCHMARKS = ("decision", "framing", "enrolment", "forward", "connections", "cut_revocation", "cut_revision")
+BENCHMARKS = (
+    "decision",
+    "framing",
+    "enrolment",
+    "forward",
+    "connections",
+    "cut_revocation",
+    "cut_revision",
+    "broker_tunnels",
+    "broker_cut",
+)
 LONG = ("explain", "soak")
 OPEN_FILES = 65_536
 

@@ -3,6 +3,7 @@
 //	ask       offers HTTP/1.1 requests over mTLS and reports rate and latencies
 //	shake     makes full TLS 1.3 handshakes with client certificates, one after another
 //	hold      holds connections and streams open, by commands on standard input, and tells when each closed
+//	tunnels   holds nodes' tunnels and streams over them, in the same way
 //	upstream  answers: a small body at once, or a stream that never ends
 //
 // It speaks to loopback alone. `ask` and `shake` end by themselves and print what they found as JSON; two lines come
@@ -19,9 +20,9 @@ import (
 )
 
 func main() {
-	commands := map[string]func([]string) error{"ask": ask, "shake": shake, "hold": hold, "upstream": upstream}
+	commands := map[string]func([]string) error{"ask": ask, "shake": shake, "hold": hold, "tunnels": holdTunnels, "upstream": upstream}
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		must(errors.New("say ask, shake, hold or upstream"))
+		must(errors.New("say ask, shake, hold, tunnels or upstream"))
 	}
 	must(commands[os.Args[1]](os.Args[2:]))
 }
