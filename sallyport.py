@@ -27,7 +27,7 @@ COMMANDS = {
     "explain": ("gateway.cli", "explain", "Say why a request was allowed or denied."),
     "top": ("gateway.top_cli", "top", "Watch a gateway: streams, rates, refusals, cuts."),
     "upstream": ("gateway.upstreams.cli", "", "The pools that routes lead to: list, keys."),
-    "node": ("agent.cli", "", "This machine as a node: enrol, renew, status, health, call."),
+    "node": ("agent.cli", "", "This machine as a node: enrol, renew, status, health, call, firewall."),
     "agent": ("agent.run_cli", "", "This machine's agent: run, status."),
     "inventory": ("pki.cli", "inventory", "Nodes: list, show, add, import, revoke."),
     "token": ("pki.cli", "token", "Enrolment tokens."),

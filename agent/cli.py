@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agent.firewall.cli import app as firewall_app
 from agent.settings import DEFAULT_FILE, Address, AgentSettings
 from foundation.clock import SystemClock
 from foundation.faults import Fault
@@ -34,8 +35,9 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="This machine as a node: enrol, renew, attest, status, health, call.",
+    help="This machine as a node: enrol, renew, attest, status, health, call, firewall.",
 )
+app.add_typer(firewall_app, name="firewall")
 
 _Config = Annotated[Path | None, typer.Option("--config", help=f"TOML file with [agent]; {DEFAULT_FILE} if it exists.")]
 _Directory = Annotated[Path | None, typer.Option(help="The node's files.")]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from agent.firewall.settings import FirewallSettings
 from agent.port import MOST_PORTS, PortSettings
 from agent.services import Service, ServingSettings, parse_offers
 from agent.settings import Address, AgentSettings, agent_fields, agent_section
@@ -29,6 +30,7 @@ class RunSettings:
     offers: Mapping[str, Service] = field(default_factory=dict)
     tunnel: TunnelSettings = field(default_factory=TunnelSettings)
     serving: ServingSettings = field(default_factory=ServingSettings)
+    firewall: FirewallSettings = field(default_factory=FirewallSettings)
 
     @classmethod
     def parse(cls, fields: Fields) -> RunSettings:
@@ -42,6 +44,7 @@ class RunSettings:
             offers=parse_offers(fields),
             tunnel=TunnelSettings.parse(fields.section("tunnel", optional=True)),
             serving=ServingSettings.parse(fields.section("serving", optional=True)),
+            firewall=FirewallSettings.parse(fields.section("firewall", optional=True)),
         )
         fields.finish()
         return settings

@@ -21,6 +21,8 @@ from typing import Any
 from agent.certificate import Certificate, Renewal
 from agent.configuration import RunSettings, check_live
 from agent.control import Control
+from agent.firewall.keeper import Firewall, hosts_of
+from agent.firewall.wall import Network
 from agent.keys import tpm_for
 from agent.ports import Ports
 from agent.services import Services
@@ -53,6 +55,8 @@ class Agent:
             settings.gateways, settings.tunnel, self.certificate, self.services, clock, floor=self._floor
         )
         self.ports = Ports(settings.ports, self.tunnels, clock)
+        hosts = (*hosts_of(node), *(each.host for each in settings.gateways))
+        self.firewall = Firewall(settings.firewall, self._networks, hosts, node.directory, clock)
         self.control = Control(node.control, self.status)
         self.watchdog = Watchdog({"tunnels": lambda: True}, self._status_line, clock)
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -65,6 +69,7 @@ class Agent:
                 self.tunnels,
                 self.ports,
                 self.renewal,
+                self.firewall,
                 self.control,
                 self.watchdog,
             ):
@@ -98,6 +103,7 @@ class Agent:
             "tunnels": self.tunnels.status(),
             "offers": self.services.status(),
             "ports": self.ports.status(),
+            "firewall": self.firewall.standing(),
         }
 
     async def _drain(self) -> None:
@@ -115,6 +121,10 @@ class Agent:
     def _floor(self) -> int:
         """The highest policy revision that this node has had."""
         return 0
+
+    def _networks(self) -> tuple[Network, ...] | None:
+        """Where nodes live, by the newest revision that this node has had."""
+        return None
 
     def _status_line(self) -> str:
         up = sum(tunnel.is_up for tunnel in self.tunnels.tunnels)

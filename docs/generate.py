@@ -16,6 +16,7 @@ from typer.main import get_command
 
 import sallyport
 from agent.configuration import RunSettings
+from agent.firewall.settings import FirewallSettings
 from agent.port import PortSettings
 from agent.services import ServingSettings
 from agent.tunnel import TunnelSettings
@@ -100,6 +101,7 @@ def settings() -> str:
         "agent.port": PortSettings.parse,
         "agent.tunnel": TunnelSettings.parse,
         "agent.serving": ServingSettings.parse,
+        "agent.firewall": FirewallSettings.parse,
     }
     rows = [f"| `{path}` | {kind} | {_code(default)} |" for path, kind, default in settings_rows(sections)]
     head = [

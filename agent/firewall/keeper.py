@@ -21,6 +21,7 @@ from agent.firewall.nft import Nft
 from agent.firewall.ruleset import Object, refill, removal, replacement, ruleset
 from agent.firewall.settings import FirewallSettings
 from agent.firewall.wall import MAX_WALL_BYTES, Network, Wall, parsed
+from agent.settings import AgentSettings
 from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.fields import Fields
@@ -222,6 +223,20 @@ def kept(folder: Path) -> Wall | None:
         return None
     raw = read_bounded(file, MAX_WALL_BYTES)
     return Wall.parse(Fields.from_json(raw, KEPT, Reason.FIREWALL_NETWORK, max_bytes=MAX_WALL_BYTES))
+
+
+def forget(folder: Path) -> None:
+    """Keep nothing of what should be. Raises `Fault(FILE_UNREADABLE)`."""
+    try:
+        (folder / KEPT).unlink(missing_ok=True)
+    except OSError as error:
+        raise Fault(Reason.FILE_UNREADABLE, error.strerror or "cannot be removed", field=str(folder / KEPT)) from error
+
+
+def hosts_of(node: AgentSettings) -> tuple[str, ...]:
+    """The hosts that a node must go on to reach."""
+    named = (node.authority, node.renewal, node.gateway, *node.gateways)
+    return tuple(dict.fromkeys(address.host for address in named if address is not None))
 
 
 def _literal(host: str) -> tuple[Network, ...]:
