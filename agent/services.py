@@ -185,7 +185,7 @@ class Services:
         call = StreamCall.parse(document)
         reason = self._refusal(call)
         service = self._services.get(call.service)
-        if reason is None and (service is None or service.protocol != call.protocol):
+        if reason is None and (service is None or (service.protocol == "udp") is not (call.protocol == "udp")):
             reason = Reason.SERVICE_NOT_OFFERED
         if reason is not None or service is None or self._dialling is None:
             self._refuse(stream, call, reason or Reason.DRAINING)
