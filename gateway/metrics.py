@@ -82,7 +82,6 @@ class GatewayMetrics:
             Gauge(name, about, registry=self._registry).set_function(read)
         self._registry.register(_StreamsOpen(registry))
 
-
     def watch_tunnels(self, count: Callable[[], int]) -> None:
         """Read how many nodes hold tunnels here when it is scraped."""
         Gauge("sallyport_tunnels_open", "Nodes that hold a tunnel", registry=self._registry).set_function(count)

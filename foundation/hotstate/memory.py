@@ -74,7 +74,7 @@ class MemoryHotState:
         check_ttl(ttl)
         entry = self._find(key) or self._add(key, 0, ttl, _COUNTER)
         if not isinstance(entry.value, int):
-            raise TypeError("this key holds a value, not a counter")
+            raise Fault(Reason.INTERNAL, "this key holds a value, not a counter")
         entry.value += 1
         return entry.value
 
@@ -139,5 +139,5 @@ def _value(entry: _Entry | None) -> bytes | None:
     if entry is None:
         return None
     if not isinstance(entry.value, bytes):
-        raise TypeError("this key holds a counter, not a value")
+        raise Fault(Reason.INTERNAL, "this key holds a counter, not a value")
     return entry.value

@@ -6,6 +6,7 @@ Laws held here:
 - what was put before a loss is never believed after it. Entries stand under a generation, which is of one run of the
   server: a flush begins another, and so do another server and a restart, which may bring back from disk what had been
   taken;
+- what the server says is outside data: whatever cannot be read refuses;
 - a server that may push entries out, or that only follows another, is refused;
 - the password is read from its file for each connection, and stands nowhere else.
 """
@@ -17,9 +18,9 @@ import logging
 import math
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.asyncio.connection import (
     AbstractConnection,
@@ -29,7 +30,7 @@ from redis.asyncio.connection import (
     UnixDomainSocketConnection,
 )
 from redis.credentials import CredentialProvider
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from foundation.faults import Fault
 from foundation.files import read_bounded, read_secret
@@ -41,6 +42,7 @@ from foundation.tls import KeyPair, client_context
 
 MAX_ROOTS_BYTES = 1 << 20
 MAX_PASSWORD_BYTES = 4096
+T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 
 
@@ -56,19 +58,18 @@ class RedisHotState:
         self._answers = True
 
     async def generation(self) -> str:
-        return str((await self._run(scripts.GENERATION, ())).decode())
+        return await self._run(_text, scripts.GENERATION, ())
 
     async def put_once(self, key: str, value: bytes, ttl: float) -> bool:
         check_value(value)
-        put = await self._run(scripts.PUT_ONCE, (key,), scripts.MARK + value, _milliseconds(ttl))
-        return bool(put)
+        return await self._run(bool, scripts.PUT_ONCE, (key,), scripts.MARK + value, _milliseconds(ttl))
 
     async def get(self, key: str) -> bytes | None:
         return (await self.get_many([key]))[0]
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         check_batch(keys)
-        return [_value(found) for found in await self._run(scripts.GET_MANY, keys)]
+        return await self._run(_of(_value, len(keys)), scripts.GET_MANY, keys)
 
     async def swap(self, swaps: Sequence[Swap], ttl: float) -> list[bool]:
         check_batch(swaps)
@@ -76,40 +77,38 @@ class RedisHotState:
         for side in sides:
             check_value(side or b"")
         marked = [b"" if side is None else scripts.MARK + side for side in sides]
-        done = await self._run(scripts.SWAP, [swap.key for swap in swaps], _milliseconds(ttl), *marked)
-        return [bool(each) for each in done]
+        keys = [swap.key for swap in swaps]
+        return await self._run(_of(bool, len(keys)), scripts.SWAP, keys, _milliseconds(ttl), *marked)
 
     async def take(self, key: str) -> bytes | None:
-        return _value(await self._run(scripts.TAKE, (key,)))
+        return await self._run(_value, scripts.TAKE, (key,))
 
     async def delete(self, key: str) -> None:
-        await self._run(scripts.DELETE, (key,))
+        await self._run(bool, scripts.DELETE, (key,))
 
     async def increment(self, key: str, ttl: float) -> int:
         try:
-            return int(await self._run(scripts.INCREMENT, (key,), _milliseconds(ttl)))
+            return await self._run(int, scripts.INCREMENT, (key,), _milliseconds(ttl))
         except Fault as fault:
             if fault.reason is not Reason.OVERLOADED:
                 raise
-            return int(await self._run(scripts.INCREMENT_WHEN_FULL, (key,)))
+            return await self._run(int, scripts.INCREMENT_WHEN_FULL, (key,))
 
     async def close(self) -> None:
         await self._pool.disconnect()
 
     # --- one call -------------------------------------------------------------------------------------------
 
-    async def _run(self, script: str, keys: Sequence[str], *arguments: bytes | int) -> Any:
+    async def _run(self, read: Callable[[Any], T], script: str, keys: Sequence[str], *arguments: bytes | int) -> T:
         for key in keys:
             check_key(key)
         try:
             async with asyncio.timeout(self._settings.timeout), self._connection() as connection:
-                answer = await self._evaluate(connection, script, keys, arguments)
+                answer = read(await self._evaluate(connection, script, keys, arguments))
         except ResponseError as error:
             raise self._judge(error) from error
-        except (RedisError, OSError, TimeoutError) as error:
+        except Exception as error:
             raise self._absent(error) from error
-        except Fault as fault:
-            raise self._absent(fault) from fault
         self._note_answer("")
         return answer
 
@@ -159,13 +158,13 @@ class RedisHotState:
         _check_server(told)
         run = f"{told['run_id']}:"
         words = (self._generation_key, run, run + secrets.token_hex(12))
-        self._generation = (await _ask(connection, "EVAL", scripts.LEARN, 1, *words)).decode()
+        self._generation = _text(await _ask(connection, "EVAL", scripts.LEARN, 1, *words))
 
     # --- what went wrong ------------------------------------------------------------------------------------
 
-    def _judge(self, error: ResponseError) -> Exception:
+    def _judge(self, error: ResponseError) -> Fault:
         if str(error).startswith(scripts.COUNTER):
-            return TypeError("this key holds a counter where a value is expected, or the other way round")
+            return Fault(Reason.INTERNAL, "this key holds a counter where a value is expected, or the other way round")
         if isinstance(error, OutOfMemoryError):
             return Fault(Reason.OVERLOADED, "hot state is full")
         return self._absent(error)
@@ -240,9 +239,9 @@ async def _ask(connection: AbstractConnection, *words: str | bytes | int) -> Any
     return await connection.read_response()
 
 
-def _facts(info: bytes) -> dict[str, str]:
+def _facts(info: Any) -> dict[str, str]:
     """The fields of INFO (https://redis.io/docs/latest/commands/info/)."""
-    lines = (line.partition(":") for line in info.decode(errors="replace").splitlines())
+    lines = (line.partition(":") for line in _text(info).splitlines())
     return {name: value for name, colon, value in lines if colon}
 
 
@@ -267,8 +266,25 @@ def _is_expected(error: BaseException) -> bool:
     )
 
 
-def _value(found: bytes | None) -> bytes | None:
-    return None if found is None else found[len(scripts.MARK) :]
+def _text(found: Any) -> str:
+    return bytes.decode(found)
+
+
+def _value(found: Any) -> bytes | None:
+    if found is None:
+        return None
+    if not isinstance(found, bytes) or not found.startswith(scripts.MARK):
+        raise ValueError("not a value of ours")
+    return found[len(scripts.MARK) :]
+
+
+def _of(read: Callable[[Any], T], count: int) -> Callable[[Any], list[T]]:
+    def read_all(found: Any) -> list[T]:
+        if not isinstance(found, list) or len(found) != count:
+            raise ValueError(f"expected {count} answers")
+        return [read(each) for each in found]
+
+    return read_all
 
 
 def _milliseconds(ttl: float) -> int:

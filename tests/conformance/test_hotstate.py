@@ -256,8 +256,9 @@ async def test_a_counter_is_no_value_and_a_value_no_counter(backend: Harness) ->
         backend.state.swap([Swap("c", None, b"")], 10),
         backend.state.increment("v", 10),
     ):
-        with pytest.raises(TypeError):
+        with pytest.raises(Fault) as caught:
             await call
+        assert caught.value.reason is Reason.INTERNAL
     assert await backend.state.increment("c", 10) == 2
     assert await backend.state.get("v") == b"7"
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deploy.demo.free_ports import free_ports
 from foundation.faults import Fault
@@ -260,6 +263,52 @@ async def test_namespaces_do_not_meet(server: RedisServer) -> None:
         assert await one.put_once("k", b"one", LONG)
         assert await other.put_once("k", b"other", LONG)
         assert [await one.get("k"), await other.get("k")] == [b"one", b"other"]
+
+
+INFO = b"run_id:abc\r\nmaxmemory_policy:noeviction\r\nrole:master\r\ncluster_enabled:0\r\n"
+GREETING = [b"+OK\r\n", b"+OK\r\n", b"$%d\r\n%s\r\n" % (len(INFO), INFO), b"$7\r\nabc:def\r\n"]
+NONSENSE = """
+:1|$-1|*0|*-1|*1 :7|*1 $-1|*2 $1 = :1|+OK|$2 \xff\xff|$99999999999|%1 :1 :2|-ERR no|-GENERATION x|-MOVED 1 a:1|-LOADING
+"""
+SAID = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from(NONSENSE.strip().split("|")).map(
+        lambda text: text.encode("latin-1").replace(b" ", b"\r\n") + b"\r\n"
+    ),
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, len(GREETING)), SAID)
+def test_a_server_that_talks_nonsense_is_as_good_as_absent(sane: int, said: bytes) -> None:
+    asyncio.run(ask_liar(GREETING[:sane], said))
+
+
+async def ask_liar(sane: list[bytes], said: bytes) -> None:
+    """It answers each command by the next that is sane, and then the same for ever."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        left = list(sane)
+        while await reader.read(1 << 16):
+            writer.write(left.pop(0) if left else said)
+        writer.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "socket"
+        server = await asyncio.start_unix_server(answer, path)
+        async with server, at(RedisSettings(path=path, timeout=0.03)) as state:
+            for call in (
+                state.generation(),
+                state.get_many(["a", "b"]),
+                state.take("a"),
+                state.swap([Swap("a", None, b"")], LONG),
+                state.increment("a", LONG),
+            ):
+                try:
+                    await call
+                except Fault as fault:
+                    if fault.reason not in (Reason.HOT_STATE_UNAVAILABLE, Reason.HOT_STATE_UNSAFE):
+                        raise
 
 
 # --- who we are, and who it is ----------------------------------------------------------------------------------
