@@ -54,7 +54,7 @@ _log = logging.getLogger("sallyport.agent.attest")
 
 @dataclass(frozen=True, slots=True)
 class AttestationSettings:
-    """Section `[agent.attestation]`. `measurements` is the kernel's runtime log; it may be missing."""
+    """Section `[agent.reattestation]`. `measurements` is the kernel's runtime log; it may be missing."""
 
     measurements: Path = Path("/sys/kernel/security/ima/binary_runtime_measurements")
 

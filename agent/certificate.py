@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+import threading
 from collections.abc import Callable
 
 from agent.backoff import pause
@@ -50,6 +51,8 @@ class Certificate:
         self._key: TlsKey | None = None
         self._context: ssl.SSLContext | None = None
         self._making = asyncio.Lock()
+        self._for_calls: tuple[Identity, ssl.SSLContext] | None = None
+        self._for_calls_guard = threading.Lock()
 
     @property
     def id(self) -> SpiffeId:
@@ -68,6 +71,16 @@ class Certificate:
                 if identity is self.identity:
                     self._key, self._context = key, context
             return self._context
+
+    def for_calls(self) -> ssl.SSLContext:
+        """For calls of the authority's API now. Blocks. Raises as `context`."""
+        with self._for_calls_guard:
+            made = self._for_calls
+            identity = self.identity
+            if made is None or made[0] is not identity:
+                key = stored_key(identity.key, self._tpm)
+                self._for_calls = made = identity, client_context(identity, key)
+            return made[1]
 
     def explain(self, fault: Fault) -> Fault:
         """OpenSSL tells of a signature that was not made as of any failed handshake: what the key knows of it."""

@@ -6,10 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+from agent.attest import AttestationSettings
+from agent.bundle import BundleSettings
 from agent.firewall.settings import FirewallSettings
+from agent.health import HealthSettings
+from agent.outbox import OutboxSettings
 from agent.port import MOST_PORTS, PortSettings
 from agent.services import Service, ServingSettings, parse_offers
 from agent.settings import Address, AgentSettings, agent_fields, agent_section
+from agent.supervised import ServiceSettings as Supervised
+from agent.supervised import parse_services as parse_supervised
 from agent.tunnel import TunnelSettings
 from foundation.faults import Fault
 from foundation.fields import Fields
@@ -30,7 +36,12 @@ class RunSettings:
     offers: Mapping[str, Service] = field(default_factory=dict)
     tunnel: TunnelSettings = field(default_factory=TunnelSettings)
     serving: ServingSettings = field(default_factory=ServingSettings)
+    reattestation: AttestationSettings = field(default_factory=AttestationSettings)
+    bundle: BundleSettings = field(default_factory=BundleSettings)
+    outbox: OutboxSettings = field(default_factory=OutboxSettings)
+    health: HealthSettings = field(default_factory=HealthSettings)
     firewall: FirewallSettings = field(default_factory=FirewallSettings)
+    supervised: tuple[Supervised, ...] = ()
 
     @classmethod
     def parse(cls, fields: Fields) -> RunSettings:
@@ -44,7 +55,12 @@ class RunSettings:
             offers=parse_offers(fields),
             tunnel=TunnelSettings.parse(fields.section("tunnel", optional=True)),
             serving=ServingSettings.parse(fields.section("serving", optional=True)),
+            reattestation=AttestationSettings.parse(fields.section("reattestation", optional=True)),
+            bundle=BundleSettings.parse(fields.section("bundle", optional=True)),
+            outbox=OutboxSettings.parse(fields.section("outbox", optional=True)),
+            health=HealthSettings.parse(fields.section("health", optional=True)),
             firewall=FirewallSettings.parse(fields.section("firewall", optional=True)),
+            supervised=parse_supervised(fields),
         )
         fields.finish()
         return settings

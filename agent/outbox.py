@@ -148,6 +148,11 @@ class Outbox:
         return self._files.last - self._state.taken
 
     @property
+    def used(self) -> int:
+        """Bytes on disk."""
+        return self._files.size
+
+    @property
     def dropped(self) -> int:
         """How many were dropped since the last gap that was noted."""
         return self._dropped.total()

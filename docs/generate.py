@@ -16,10 +16,8 @@ from typer.main import get_command
 
 import sallyport
 from agent.configuration import RunSettings
-from agent.firewall.settings import FirewallSettings
 from agent.port import PortSettings
-from agent.services import ServingSettings
-from agent.tunnel import TunnelSettings
+from agent.supervised import ServiceSettings as Supervised
 from docs.settings_reference import settings_rows
 from foundation.api import ApiRoute
 from foundation.audit.settings import AuditSettings
@@ -99,9 +97,7 @@ def settings() -> str:
         "gateway.overload": OverloadSettings.parse,
         "agent": RunSettings.parse,
         "agent.port": PortSettings.parse,
-        "agent.tunnel": TunnelSettings.parse,
-        "agent.serving": ServingSettings.parse,
-        "agent.firewall": FirewallSettings.parse,
+        "agent.service": Supervised.parse,
     }
     rows = [f"| `{path}` | {kind} | {_code(default)} |" for path, kind, default in settings_rows(sections)]
     head = [

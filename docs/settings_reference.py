@@ -13,6 +13,7 @@ _ABSENT: Any = object()
 Row = tuple[str, str, str]
 # What has no default needs a value to be read at all.
 _REQUIRED: Mapping[str, Mapping[str, Any]] = {
+    "agent.service": {"name": "metrics", "command": ["/bin/true"]},
     "agent.port": {"listen": "127.0.0.1:15432", "route": "db", "target": "edge-b"},
     "sallyport": {"trust_domain": "fleet.example"},
     "authority": {"trust_domain": "fleet.example"},

@@ -13,6 +13,7 @@ import pytest
 
 from agent.configuration import RunSettings
 from agent.control import ask
+from agent.firewall.settings import FirewallSettings
 from agent.port import PortSettings
 from agent.run import Agent, run
 from agent.services import Service
@@ -36,7 +37,8 @@ def authority(tmp_path: Path) -> SmallAuthority:
 
 def settings_of(folder: Path, gateway: FakeGateway, **more: Any) -> RunSettings:
     node = AgentSettings(directory=folder / "node", attestation="none")
-    return replace(RunSettings(node, (gateway.address,), drain=0.2), **more)
+    settings = RunSettings(node, (gateway.address,), drain=0.2, firewall=FirewallSettings(enabled=False))
+    return replace(settings, **more)
 
 
 @asynccontextmanager

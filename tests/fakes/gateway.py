@@ -290,7 +290,7 @@ class FakeGateway:
 
         far.on_answer = answered
         source = SpiffeId.parse(f"spiffe://{TRUST_DOMAIN}/node/edge-a")
-        call = StreamCall(source, "edge", request.route, request.route, request.protocol, 1, "d-1")
+        call = StreamCall(source, ("edge",), request.route, request.route, request.protocol, 1, "d-1")
         far.stream = target.tunnel.open(far, call.encode())
 
     def _end(self) -> End:
