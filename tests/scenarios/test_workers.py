@@ -81,7 +81,7 @@ def test_a_worker_holds_nothing_of_the_authority(pool: System) -> None:
         held = {os.readlink(each) for each in (process / "fd").iterdir()}
         own = str(pool.state / "decisions" / "worker-")
         kept = {path for path in held if path.startswith(str(pool.state)) and not path.startswith(own)}
-        assert kept <= {str(pool.state / name) for name in ("rates", "seats")}, kept
+        assert kept <= {str(pool.state / name) for name in ("rates", "relay", "seats", "siblings")}, kept
         mapped = (process / "maps").read_text()
         assert "sqlalchemy" not in mapped
         assert "aiohttp" not in mapped
