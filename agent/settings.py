@@ -44,16 +44,16 @@ class Address:
 class AgentSettings:
     """Section `[agent]`. `authority` is the enrolment listener, `renewal` the authority's API, `gateway` the gateway's
     listener for `node call`, `gateways` those that `agent run` keeps tunnels to; each `host:port`, empty where this
-    node does not use it. `socket` is where a running agent answers its own machine, by default in `directory`. `ek`
-    names an EK template, empty takes the first with a certificate. `event_log` may be missing on disk: then the node
-    sends none. `pem` is a folder where other programs of this machine find certificate and key as PEM files."""
+    node does not use it. `control_socket` is where a running agent answers its own machine, by default in `directory`.
+    `ek` names an EK template, empty takes the first with a certificate. `event_log` may be missing on disk: then the
+    node sends none. `pem` is a folder where other programs of this machine find certificate and key as PEM files."""
 
     directory: Path = Path("/var/lib/sallyport-agent")
     authority: Address | None = None
     renewal: Address | None = None
     gateway: Address | None = None
     gateways: tuple[Address, ...] = ()
-    socket: Path | None = None
+    control_socket: Path | None = None
     node: str = ""
     attestation: str = "tpm"
     tcti: str = "device:/dev/tpmrm0"
@@ -65,7 +65,7 @@ class AgentSettings:
     @property
     def control(self) -> Path:
         """The socket of a running agent."""
-        return self.socket or self.directory / "agent.sock"
+        return self.control_socket or self.directory / "agent.sock"
 
     @classmethod
     def parse(cls, fields: Fields) -> AgentSettings:
@@ -85,7 +85,7 @@ class AgentSettings:
             renewal=_address(fields, "renewal"),
             gateway=_address(fields, "gateway"),
             gateways=tuple(Address.parse(each, f"{fields.path}.gateways") for each in gateways),
-            socket=Path(fields.text("socket")) if fields.has("socket") else None,
+            control_socket=Path(fields.text("control")) if fields.has("control") else None,
             node=check_name(node, field=f"{fields.path}.node") if node else "",
             attestation=fields.one_of("attestation", ("tpm", "none"), "tpm"),
             tcti=fields.text("tcti", cls.tcti),
