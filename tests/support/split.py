@@ -94,6 +94,10 @@ class Gateway:
         assert before in text
         self.config.write_text(text.replace(before, after))
 
+    def append(self, section: str) -> None:
+        """Add a section to the settings."""
+        self.config.write_text(f"{self.config.read_text()}\n{section}\n")
+
     # --- its life -----------------------------------------------------------------------------------
 
     def start(self) -> None:

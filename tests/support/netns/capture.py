@@ -88,9 +88,9 @@ class Capture:
 
 
 @contextlib.contextmanager
-def capturing(host: Host) -> Iterator[Capture]:
-    """The packets of its link, from now on. After the block the capture is complete."""
-    capture = Capture(host)
+def capturing(host: Host, link: str = LINK) -> Iterator[Capture]:
+    """The packets of its link, or of `lo`, from now on. After the block the capture is complete."""
+    capture = Capture(host, link)
     try:
         yield capture
     finally:

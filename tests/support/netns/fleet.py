@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import threading
 import time
 import urllib.request
@@ -57,6 +59,21 @@ class GatewayMachine:
     def process(self) -> Running:
         assert self.gateway.process is not None
         return self.gateway.process
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """SIGSTOP to the main process and its workers: its connections stand, and it says nothing."""
+        pids = [self.process.pid, *self.gateway.workers]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+    def enforces(self, revision: int) -> bool:
+        return bool(self.gateway.shown()["numbers"]["policy"] == revision)
 
     def keeps_trust_time(self) -> None:
         """Wait until its disk knows what time it is by now."""
@@ -111,10 +128,19 @@ class NodeMachine:
 
 
 class Fleet:
-    """What runs, and on which machines. Use `fleet`."""
+    """What runs, and on which machines. `redis` is the socket of a Redis server that the gateways share; without it
+    they broker alone. Use `fleet`."""
 
-    def __init__(self, net: Network, folder: Path, commands: CommandServer, maker: TpmMaker, library: Path) -> None:
-        self.network, self.folder, self.maker = net, folder, maker
+    def __init__(
+        self,
+        net: Network,
+        folder: Path,
+        commands: CommandServer,
+        maker: TpmMaker,
+        library: Path,
+        redis: Path | None = None,
+    ) -> None:
+        self.network, self.folder, self.maker, self.redis = net, folder, maker, redis
         self.clocks = {name: WallClock(folder / "clocks" / name, library) for name in (*GATEWAYS, "authority")}
         host = net["authority"]
         self.authority = System(
@@ -162,6 +188,9 @@ class Fleet:
             made.gateway.join(token)
         made.gateway.edit('expired_after = "1h"', 'expired_after = "30s"')
         made.gateway.edit("workers = 0 ", "workers = 2 ")
+        if self.redis is not None:
+            made.gateway.append(f'[hotstate.redis]\nurl = "unix://{self.redis}"')
+            made.gateway.append(f'[gateway.broker]\nrelay = "{made.gateway.address}"\nsilence = "5s"')
         made.start()
         return made
 
@@ -185,6 +214,12 @@ class Fleet:
         """The machine of `node` under another name, which the inventory expects."""
         return NodeMachine(node.host, self.authority.add_node(name, node.node.device), node.turn)
 
+    def publish(self) -> None:
+        """A revision of the workspace as it is, in force at every gateway."""
+        revision = self.authority.publish()
+        for gateway in self.gateways:
+            wait_until(partial(gateway.enforces, revision), f"revision {revision} at {gateway.name}")
+
     def write(self) -> None:
         """Change, on its own machine, what watches look at."""
         with self.network["store"].inside():
@@ -197,7 +232,8 @@ class Fleet:
         with host.inside():
             device = self._stack.enter_context(manufacture(self.folder / f"tpm-thief-of-{victim.name}", self.maker))
         thief = Node(self.authority, f"thief-of-{victim.name}", device)
-        shutil.copytree(victim.node.settings.directory, thief.settings.directory)
+        sockets = shutil.ignore_patterns("*.sock")
+        shutil.copytree(victim.node.settings.directory, thief.settings.directory, ignore=sockets)
         self.gateways[0].gateway.serves(thief)
         return NodeMachine(host, thief)
 
@@ -233,10 +269,10 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet(folder: Path, maker: TpmMaker, commands: CommandServer) -> Iterator[Fleet]:
+def fleet(folder: Path, maker: TpmMaker, commands: CommandServer, redis: Path | None = None) -> Iterator[Fleet]:
     """A running one: authority, two gateways, a control plane; nodes are the tests' business."""
     with network(*NODES, *GATEWAYS, "authority", "store") as net:
-        made = Fleet(net, folder, commands, maker, build_library(folder))
+        made = Fleet(net, folder, commands, maker, build_library(folder), redis)
         try:
             made.start()
             yield made

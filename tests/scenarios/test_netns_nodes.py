@@ -1,0 +1,244 @@
+"""Nodes reach each other through gateways alone: over tunnels, by routes that policy names, while both ends may.
+
+While links, gateways and agents fail, trespassers try what nobody may: the way from node to node, and routes without a
+grant. After every fault none of them has got through, and the brokered way is there again, with nobody's help.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+from deploy.demo.tpm_maker import TpmMaker
+from tests.support.commands import CommandServer
+from tests.support.netns.agents import LOOPBACK, AgentMachine, Port
+from tests.support.netns.calls import HUNG_UP, SERVED, UNREACHABLE, Trespasser, Trespassers
+from tests.support.netns.capture import Capture, Flow, capturing
+from tests.support.netns.faults import cut, lossy
+from tests.support.netns.fleet import Fleet, fleet
+from tests.support.netns.services import Echo, conversing
+from tests.support.processes import wait_until
+from tests.support.redis import redis_server
+
+SERVICE = 7000
+ECHO, ECHO_UDP = Port(15000, "echo", "node-b"), Port(15001, "echo-udp", "node-b", "udp")
+UNGRANTED, UNOFFERED = Port(15002, "ungranted", "node-b"), Port(15003, "unoffered", "node-b")
+PORTS = (ECHO, ECHO_UDP, UNGRANTED, UNOFFERED)
+OFFERS = {"echo": f"tcp://{LOOPBACK}:{SERVICE}", "echo-udp": f"udp://{LOOPBACK}:{SERVICE}"}
+ROUTES = """
+  - {name: echo, type: stream, service: echo, kinds: [node]}
+  - {name: echo-udp, type: stream, service: echo-udp, protocol: udp, kinds: [node]}
+  - {name: ungranted, type: stream, service: echo, kinds: [node]}
+  - {name: unoffered, type: stream, service: other, kinds: [node]}
+"""
+GRANTS = "".join(
+    f"\n  - {{id: {name}, role: edge-agent, route: {name}, expires: 2027-12-31}}"
+    for name in ("echo", "echo-udp", "unoffered")
+)
+MOVED_WITHIN = 5.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, tpm_maker: TpmMaker, commands: CommandServer) -> Iterator[Fleet]:
+    with redis_server() as redis, fleet(tmp_path_factory.mktemp("fleet"), tpm_maker, commands, redis.socket) as made:
+        made.authority.add_policy(routes=ROUTES, grants=GRANTS + "\n")
+        made.publish()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def echo(site: Fleet) -> Iterator[Echo]:
+    """The service of node-b. It listens on every address, so that nothing but firewalls keeps others from it."""
+    with Echo(site.network["node-b"], SERVICE) as serving:
+        yield serving
+
+
+@pytest.fixture(scope="module")
+def b(site: Fleet, echo: Echo) -> Iterator[AgentMachine]:
+    """Offers the echo."""
+    with running(AgentMachine(site, site.add_node("node-b", "node-b"), offers=OFFERS)) as agent:
+        yield agent
+
+
+@pytest.fixture(scope="module")
+def a(site: Fleet, b: AgentMachine) -> Iterator[AgentMachine]:
+    """Uses it, by gw-1 first."""
+    with running(AgentMachine(site, site.add_node("node-a", "node-a"), PORTS)) as agent:
+        yield agent
+
+
+@pytest.fixture(scope="module")
+def other(site: Fleet, b: AgentMachine) -> Iterator[AgentMachine]:
+    """Uses it, by gw-2 first."""
+    ports, gateways = [Port(15100, "echo", "node-b")], site.gateways[::-1]
+    with running(AgentMachine(site, site.add_node("other", "node-c"), ports, gateways=gateways)) as agent:
+        yield agent
+
+
+@pytest.fixture(scope="module")
+def trespassers(a: AgentMachine) -> Iterator[Trespassers]:
+    members = [Trespasser("a node on a route without a grant", partial(tried, a, UNGRANTED))]
+    members.append(Trespasser("a node that asks for what is not offered", partial(tried, a, UNOFFERED)))
+    with Trespassers(*members) as trying_all_the_time:
+        yield trying_all_the_time
+
+
+@pytest.fixture(autouse=True)
+def _safe_and_back(a: AgentMachine, b: AgentMachine, trespassers: Trespassers) -> Iterator[None]:
+    """What holds after every scenario."""
+    yield
+    for agent in (a, b):
+        agent.comes_up()
+    for port in (ECHO, ECHO_UDP):
+        wait_until(partial(a.reaches, port), f"{port.route} to be there again")
+    trespassers.are_refused()
+
+
+@contextlib.contextmanager
+def running(agent: AgentMachine) -> Iterator[AgentMachine]:
+    try:
+        agent.start()
+        yield agent
+    finally:
+        agent.stop()
+
+
+def tried(agent: AgentMachine, port: Port) -> str:
+    """How a stream by this port ends: its own agent lets the program connect, and hangs up once it was refused."""
+    try:
+        with agent.talk(port) as talk:
+            return SERVED if talk.says(b"let me in") else HUNG_UP
+    except OSError:
+        return UNREACHABLE
+
+
+def within(seconds: float, condition: Callable[[], bool], what: str) -> None:
+    """Wait for what has to come in so many seconds."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"not within {seconds} seconds: {what}"
+        time.sleep(0.01)
+
+
+def foreign(capture: Capture, agent: AgentMachine) -> list[Flow]:
+    """What left the host of `agent`, and neither belongs to a tunnel nor goes to the authority."""
+    site = agent.site
+    allowed = {(each.gateway.host, each.gateway.ports["gateway"]) for each in site.gateways}
+    allowed |= {(site.authority.host, site.authority.ports[name]) for name in ("enrolment", "api")}
+    left = [flow for flow in capture.packets if flow.outgoing and not flow.neighbourly]
+    assert left, "a capture that saw nothing proves nothing"
+    return [flow for flow in left if flow.protocol != "tcp" or (flow.target, flow.target_port) not in allowed]
+
+
+def test_streams_go_by_gateways_and_nothing_else_leaves_a_node(a: AgentMachine, b: AgentMachine, echo: Echo) -> None:
+    echo.came_from.clear()
+    with capturing(a.host) as of_a, capturing(b.host) as of_b:
+        for port in (ECHO, ECHO_UDP):
+            assert a.reaches(port)
+        with a.talk(ECHO) as talk:
+            assert talk.says(bytes(1 << 20))
+        assert tried(a, UNGRANTED) == HUNG_UP
+    assert (foreign(of_a, a), foreign(of_b, b)) == ([], [])
+    assert {address.removeprefix("::ffff:") for address in echo.came_from} == {LOOPBACK}, "its own agent"
+
+
+def test_a_target_that_is_denied_sees_not_one_packet(a: AgentMachine, b: AgentMachine, echo: Echo) -> None:
+    with capturing(b.host, "lo") as inside:
+        for port in (UNGRANTED, UNOFFERED):
+            assert tried(a, port) == HUNG_UP
+    assert not [flow for flow in inside.packets if flow.target_port == SERVICE]
+    with capturing(b.host, "lo") as inside:
+        assert a.reaches(ECHO)
+    assert [flow for flow in inside.packets if flow.target_port == SERVICE], "the capture would have seen it"
+
+
+def test_a_killed_gateway_loses_its_streams_and_no_others(
+    site: Fleet, a: AgentMachine, b: AgentMachine, other: AgentMachine
+) -> None:
+    first, second = site.gateways
+    with conversing(a.host, LOOPBACK, ECHO.number, 5) as lost, conversing(other.host, LOOPBACK, 15100, 5) as kept:
+        assert all(talk.says(b"before") for talk in (*lost, *kept))
+        assert a.streams()[first.name] >= 5
+        assert other.streams()[second.name] == 5
+        first.kill()
+        within(MOVED_WITHIN, lambda: a.reaches(ECHO) and a.reaches(ECHO_UDP), "streams by the other gateway")
+        assert [talk.ending() for talk in lost] == ["cut"] * 5
+        assert all(talk.says(b"after") for talk in kept)
+        first.start()
+        for agent in (a, b, other):
+            agent.comes_up()
+        assert all(talk.says(b"later") for talk in kept)
+
+
+def test_gateways_relay_to_each_other(site: Fleet, a: AgentMachine, b: AgentMachine, echo: Echo) -> None:
+    first, second = site.gateways
+    with cut(site.network, a.host, second.host), cut(site.network, b.host, first.host):
+        wait_until(lambda: (a.is_up_at(), b.is_up_at()) == ({first.name}, {second.name}), "each at one gateway")
+        for port in (ECHO, ECHO_UDP):
+            wait_until(partial(a.reaches, port), f"{port.route} by two gateways")
+        with a.talk(ECHO) as talk:
+            assert talk.says(bytes(1 << 20))
+            second.kill()
+            assert talk.ending() == "cut"
+        second.start()
+        wait_until(partial(a.reaches, ECHO), "the relay again")
+
+
+def test_a_revocation_of_either_end_cuts_the_stream(site: Fleet, a: AgentMachine, b: AgentMachine) -> None:
+    with Echo(site.network["node-c"], SERVICE):
+        caller = AgentMachine(site, site.add_node("leaving-caller", "node-c"), [Port(15200, "echo", "node-b")])
+        with running(caller), caller.talk(Port(15200, "echo", "node-b")) as talk:
+            assert talk.says(b"before")
+            site.revoke(caller.node)
+            assert talk.ending() == "cut"
+            wait_until(lambda: not caller.is_up_at(), "its tunnels to be cut")
+            assert not caller.reaches(Port(15200, "echo", "node-b"))
+
+
+def test_agents_that_are_killed_come_back(a: AgentMachine, b: AgentMachine) -> None:
+    with a.talk(ECHO) as talk:
+        assert talk.says(b"before")
+        b.kill()
+        assert talk.ending() == "cut"
+        assert tried(a, ECHO) == HUNG_UP
+    b.start()
+    wait_until(partial(a.reaches, ECHO), "the service")
+    a.kill()
+    assert tried(a, ECHO) == UNREACHABLE
+    a.start()
+
+
+def test_streams_end_with_the_facts_that_they_rest_on(site: Fleet, a: AgentMachine) -> None:
+    with a.talk(ECHO) as talk:
+        assert talk.says(b"before")
+        with cut(site.network, site.network["authority"]):
+            assert talk.says(b"still")
+            site.let_pass(31)
+            assert talk.ending() == "cut"
+            assert tried(a, ECHO) == HUNG_UP
+
+
+def test_a_frozen_gateway_is_left(site: Fleet, a: AgentMachine) -> None:
+    gateway = site.gateways[0]
+    with gateway.frozen():
+        wait_until(partial(a.reaches, ECHO), "streams by the other gateway")
+        wait_until(lambda: a.is_up_at() == {site.gateways[1].name}, "the silent one to be given up")
+
+
+def test_loss_on_every_link_costs_time_and_nothing_else(site: Fleet, a: AgentMachine, b: AgentMachine) -> None:
+    with lossy(site.network, a.host, 5), lossy(site.network, b.host, 5), a.talk(ECHO) as talk:
+        assert talk.says(bytes(100_000))
+
+
+def test_a_copied_disk_holds_no_tunnel(site: Fleet, a: AgentMachine) -> None:
+    thief = AgentMachine(site, site.copy_disk(a.node, "node-c"), [Port(15300, "echo", "node-b")])
+    with capturing(thief.host):
+        thief.launch()
+        assert thief.process is not None
+        wait_until(lambda: "tls_key_unusable" in thief.told(), "the thief's agent to give up, or to go on in vain")
+    assert thief.streams() == {}
+    thief.kill()
