@@ -35,6 +35,7 @@ from pki.authority import Authority
 from pki.entries import Attested, Counters, Expected
 from pki.issue import IssueRequest
 from pki.profile import ProfileName
+from tests.support.soft_tpm import AK, name_of, public_area
 
 LIFETIME = 6 * 3600
 ACTOR = "benchmark"
@@ -61,35 +62,50 @@ async def opened(config: Path) -> AsyncIterator[Authority]:
         yield await Authority.open(settings.authority_sections.authority, database, audit, clock)
 
 
-async def enlist(authority: Authority, fleet: tuple[Expected, ...], certified: int, tokens: int, folder: Path) -> None:
-    """Add `fleet` to the inventory. In `folder`: for the first `certified` of it a PEM file of chain and key, for the
-    first `tokens` of it a token."""
+async def enlist(
+    authority: Authority,
+    fleet: tuple[Expected, ...],
+    certified: int,
+    tokens: int,
+    folder: Path,
+    *,
+    attesting: bool = False,
+) -> None:
+    """Add `fleet` to the inventory. In `folder`: for the first `certified` of it a PEM file of chain and key, and with
+    `attesting` one of a key that stands for the AK; for the first `tokens` of it a token."""
     await authority.inventory.add_all(fleet, ACTOR)
     until = SystemClock().now() + LIFETIME
     for node in fleet[:certified]:
-        write_secret(folder / f"{node.id.name}.pem", await _certified(authority, node.id, until))
+        ak = ec.generate_private_key(ec.SECP256R1())
+        write_secret(folder / f"{node.id.name}.pem", await _certified(authority, node.id, until, ak))
+        if attesting:
+            write_secret(folder / f"{node.id.name}.ak", _private(ak))
     for node in fleet[:tokens]:
         token = await authority.tokens.mint(node.id, LIFETIME, ACTOR)
         write_secret(folder / f"{node.id.name}.token", token.encode().encode())
 
 
-async def _certified(authority: Authority, node: SpiffeId, until: float) -> bytes:
+async def _certified(authority: Authority, node: SpiffeId, until: float, ak: ec.EllipticCurvePrivateKey) -> bytes:
     key = ec.generate_private_key(ec.SECP256R1())
     spki = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     tpm = hashlib.sha256(node.name.encode()).digest()
-    attested = Attested(AttestationClass.VIRTUAL, until, tpm, b"ak", b"ak-name", Counters(1, 0, 1))
+    area = public_area(ak.public_key(), AK)
+    attested = Attested(AttestationClass.VIRTUAL, until, tpm, area, name_of(area), Counters(1, 0, 1))
     request = IssueRequest(node, ProfileName.NODE, spki, ACTOR, attested, lifetime=LIFETIME)
     issued = await authority.issue(request)
-    secret = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     chain = (load_der_x509_certificate(each).public_bytes(_PEM) for each in issued.chain[:-1])
-    return b"".join((*chain, secret))
+    return b"".join((*chain, _private(key)))
+
+
+def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 async def _enlist(given: argparse.Namespace) -> None:
     domain = Settings.parse(read_configuration(given.config)).system.trust_domain
     fleet = expected_nodes(domain, given.nodes, tuple(given.role))
     async with opened(given.config) as authority:
-        await enlist(authority, fleet, given.certified, given.tokens, given.folder)
+        await enlist(authority, fleet, given.certified, given.tokens, given.folder, attesting=given.attesting)
 
 
 def _do_not_wait_for_the_disk() -> None:
@@ -107,6 +123,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--certified", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=0)
+    parser.add_argument("--attesting", action="store_true")
     parser.add_argument("--role", action="append", default=[])
     _do_not_wait_for_the_disk()
     asyncio.run(_enlist(parser.parse_args()))

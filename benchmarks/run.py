@@ -24,6 +24,7 @@ BENCHMARKS = (
     "decision",
     "framing",
     "enrolment",
+    "attestation",
     "forward",
     "connections",
     "cut_revocation",

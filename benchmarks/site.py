@@ -68,7 +68,7 @@ class Site:
         """The API as this machine's root reaches it."""
         return ApiClient(self.state / "sallyport.sock")
 
-    def set(self, section: str, **settings: int | str) -> None:
+    def set(self, section: str, **settings: int | str | list[str]) -> None:
         """Write settings into sallyport.toml, over those that are there."""
         lines, header = self.config.read_text().splitlines(), f"[{section}]"
         if header not in lines:
@@ -102,10 +102,14 @@ def _take_all_from_here(site: Site) -> None:
     site.set("gateway.overload", lag="2s")
 
 
-def enlist(site: Site, nodes: int, roles: tuple[str, ...], *, certified: int = 0, tokens: int = 0) -> None:
-    """A fleet of `nodes`; before `serving`. The first of them have certificates, or tokens, in `site.clients`."""
+def enlist(
+    site: Site, nodes: int, roles: tuple[str, ...], *, certified: int = 0, tokens: int = 0, attesting: bool = False
+) -> None:
+    """A fleet of `nodes`; before `serving`. The first of them have certificates, or tokens, in `site.clients`; with
+    `attesting` the AKs of those that have certificates lie there too."""
     words = ["-m", "benchmarks.fleet", str(site.config), str(site.clients)]
     words += ["--nodes", str(nodes), "--certified", str(certified), "--tokens", str(tokens)]
+    words += ["--attesting"] if attesting else []
     for role in roles:
         words += ["--role", role]
     subprocess.run([sys.executable, *words], cwd=ROOT, env=ENVIRONMENT, check=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from sqlalchemy import Select, bindparam, insert, or_, select, update
+from sqlalchemy import Select, and_, bindparam, insert, or_, select, update
 
 from foundation.faults import Fault
 from foundation.identifiers import Kind, SpiffeId
@@ -34,6 +34,21 @@ from pki.tokens import void_tokens
 
 CRL_SECONDS = 24 * 3600
 _OF_SERIAL = Statement(select(revocations).where(revocations.c.serial == bindparam("wanted")))  # asked at each issuing
+# Asked of every caller of the API.
+_REVOKED = Statement(
+    select(revocations.c.number)
+    .where(
+        or_(
+            revocations.c.serial == bindparam("which"),
+            and_(
+                revocations.c.serial == "",
+                revocations.c.identity == bindparam("whose"),
+                revocations.c.lifted_at.is_(None),
+            ),
+        )
+    )
+    .limit(1)
+)
 # A revocation that was lifted keeps its place in the count, and travels under a serial that no certificate has (RFC
 # 5280 §4.1.2.2: a serial is positive).
 LIFTED_SERIAL = "0"
@@ -114,10 +129,9 @@ class Revocations:
 
     async def is_revoked(self, identity: SpiffeId, serial: str) -> bool:
         """Whether a certificate (hex serial) of `identity` is revoked, by itself or with its identity."""
-        whole = (revocations.c.serial == "") & (revocations.c.identity == str(identity))
-        standing = or_(revocations.c.serial == serial, whole & revocations.c.lifted_at.is_(None))
         async with self._books.reading() as connection:
-            return (await connection.execute(select(revocations.c.number).where(standing).limit(1))).first() is not None
+            found = await connection.run(_REVOKED, {"which": serial, "whose": str(identity)})
+            return found.first() is not None
 
     async def page(self, *, after: int = 0, limit: int = 100) -> tuple[Revocation, ...]:
         """At most `limit` (1 to 1000) revocations with numbers above `after`, in order."""

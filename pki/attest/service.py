@@ -78,6 +78,7 @@ class Attesting:
         self._refusals: Refusals = parts.refusals
         self._clock: Clock = parts.clock
         self._metrics = metrics
+        self._root_sha256 = parts.authority.root_sha256
         self._rate = RateTable(parts.settings.rate.burst, parts.settings.rate.per_minute)
 
     async def push(self, raw: bytes, caller: Caller, origin: Origin) -> bytes:
@@ -166,7 +167,7 @@ class Attesting:
 
     def _expected(self, standing: _Standing) -> tuple[bytes, ...]:
         """What a quote may be over: the nonce that is out, and behind it the last one used, where there are such."""
-        state, caller, root = standing.round, standing.caller, self._authority.root_sha256
+        state, caller, root = standing.round, standing.caller, self._root_sha256
         nonces = (nonce for nonce in (state.nonce, state.used_nonce) if nonce)
         return tuple(qualifying_data(str(caller.id), caller.serial, root, nonce) for nonce in nonces)
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from deploy.demo.measured_boot import event_log, healthy_boot
 from deploy.demo.tpm_maker import TpmMaker
+from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.reasons import Reason
+from foundation.wire.reattestation import Push
 from pki.tpm.attest import Attest, AttestType
 from pki.tpm.credential import ENTROPY_BYTES, make_credential
 from pki.tpm.der import check_der
 from pki.tpm.endorsement import MakerTrust, check_profile, check_same_key, classify, load_certificate
 from pki.tpm.eventlog import EventLog
+from pki.tpm.ima import Aggregate, RuntimeReference, parse_measurements
 from pki.tpm.public import Public
 from pki.tpm.reference import ReferenceValues
 from pki.tpm.request import check_request
 from pki.tpm.signature import Signature, check_signature
 from pki.tpm.templates import check_template
-from pki.tpm.verdict import EnrolledKeys
+from pki.tpm.verdict import EnrolledKeys, authenticate
 from pki.tpm.weak import Blocklist, check_key
+from tests.support.attesting import ima_entry
 from tests.support.soft_tpm import NOW, NULL, POLICY_A, RSASSA, TLS, SoftTpm, asked, public_area, request, signature
 
 _MAKER = TpmMaker.create()
@@ -67,6 +73,20 @@ def _event_log(raw: bytes) -> None:
             log.digests(bank)
 
 
+def _measurements(raw: bytes) -> None:
+    found = parse_measurements(raw, "log")
+    assert Aggregate.at_reset("sha256").extended(found, "sha256").count == len(found)
+    with contextlib.suppress(Fault):
+        RuntimeReference(frozenset()).check(found, 0)
+
+
+def _push(raw: bytes) -> None:
+    message = Push.parse(raw)
+    assert Push.parse(message.encode()) == message
+    with contextlib.suppress(Fault):
+        authenticate(_AK, message, (b"q" * 32,))
+
+
 def _certificate(raw: bytes) -> None:
     certificate = load_certificate(raw, "certificate")
     check_profile(certificate, "certificate")
@@ -98,6 +118,8 @@ TARGETS = {
     "quote": _quote,
     "signature": _signature,
     "event_log": _event_log,
+    "measurements": _measurements,
+    "push": _push,
     "certificate": _certificate,
     "der": _der,
     "request": _request,
@@ -112,6 +134,11 @@ SEEDS = {
     "quote": [_QUOTE],
     "signature": [signature(_TPM.ak, _CERTIFY), signature(_RSA, _CERTIFY)],
     "event_log": [event_log(healthy_boot(), ("sha1", "sha256")), event_log((), ("sha256", "sha384"))],
+    "measurements": [
+        ima_entry(b"boot_aggregate", bytes(32)) + ima_entry(b"/a", b"d" * 32, sig=b"s"),
+        ima_entry(b"/b", b"d" * 32, violation=True),
+    ],
+    "push": [Push(_QUOTE, signature(_TPM.ak, _QUOTE), (b"v" * 32,)).encode(), Push().encode()],
     "certificate": [_TPM.certificate],
     "der": [_TPM.certificate, _REQUEST],
     "request": [_REQUEST],

@@ -17,6 +17,7 @@ from foundation.wire.health import Standing
 from gateway.metrics import GatewayMetrics, ProcessMetrics
 from gateway.proxy.http2_budget import Flood
 from gateway.streams.timing import CutTimes, StreamSettings
+from pki.attest.metrics import AttestationMetrics
 from policies.routes import Priority
 from tests.gateway.streams.test_registry import Bench, permit
 
@@ -43,6 +44,8 @@ def everything() -> dict[str, set[str]]:
     metrics.flooded(next(iter(Flood)))
     main.worker_ended("died")
     main.nodes(dict.fromkeys(Standing, 0))
+    attestations = AttestationMetrics(process)
+    attestations.passed(1.0)
     bench.open("edge-1", "aa", permit())
     bench.registry.expire()
     found: dict[str, set[str]] = {}

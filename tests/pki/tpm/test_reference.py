@@ -10,6 +10,7 @@ import pytest
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.reasons import Reason
+from pki.tpm.ima import RuntimeReference
 from pki.tpm.reference import PcrReference, ReferenceValues
 
 GOOD = "ab" * 32
@@ -58,3 +59,35 @@ def test_a_required_event_counts_as_allowed() -> None:
     assert not reference.allows(b"value", None)
     assert PcrReference(required=frozenset({b"b"})).allows(b"value", (b"b",))
     assert not PcrReference().allows(b"value", ())
+
+
+def test_runtime_values_are_read() -> None:
+    longer = "cd" * 48
+    found = parse({"pcrs": {}, "runtime": {"digests": [GOOD, longer], "violations": True}})
+    assert found.runtime == RuntimeReference(frozenset({bytes.fromhex(GOOD), bytes.fromhex(longer)}), violations=True)
+    assert parse({"pcrs": {}}).runtime is None
+
+
+@pytest.mark.parametrize("digests", [[GOOD[2:]], [GOOD.upper()], ["ab" * 20], ["zz" * 32], "ab", None])
+def test_other_runtime_values_are_refused(digests: Any) -> None:
+    with pytest.raises(Fault) as caught:
+        parse({"pcrs": {}, "runtime": {"digests": digests}})
+    assert caught.value.reason is Reason.SETTING_INVALID
+
+
+def test_equal_values_alone_have_one_fingerprint() -> None:
+    other = "ef" * 32
+    written = [
+        {"pcrs": {}},
+        {"pcrs": {"0": {"values": [GOOD]}}},
+        {"pcrs": {"1": {"values": [GOOD]}}},
+        {"pcrs": {"0": {"events": [GOOD]}}},
+        {"pcrs": {"0": {"required": [GOOD]}}},
+        {"pcrs": {"0": {"values": [GOOD, other]}}},
+        {"pcrs": {}, "runtime": {"digests": []}},
+        {"pcrs": {}, "runtime": {"digests": [], "violations": True}},
+        {"pcrs": {}, "runtime": {"digests": [GOOD]}},
+    ]
+    assert len({parse(each).fingerprint for each in written}) == len(written)
+    same = [{"pcrs": {"0": {"values": values}}} for values in ([GOOD, other], [other, GOOD])]
+    assert len({parse(each).fingerprint for each in same}) == 1
