@@ -1,12 +1,10 @@
-"""The authority's API as a node calls it for itself, with its present certificate. Blocks: call off the event loop.
-
-One of these belongs to one part of the agent, which calls it from one thread at a time.
-"""
+"""The authority's API as a node calls it for itself, with its present certificate. Blocks: call off the event loop."""
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
+from contextlib import closing
 
 from agent.channel import Channel
 from agent.settings import Address
@@ -17,36 +15,25 @@ NDJSON = "application/x-ndjson"
 
 
 class AuthorityApi:
-    """`context` is asked at every call: another object than before means another certificate, hence another connection.
-    Methods raise as `agent.channel.Channel.ask` does, and `Fault(MESSAGE_MALFORMED)`."""
+    """`context` gives the node's present TLS context. A connection lives for one call: ten thousand that wait would be
+    the authority's to hold. Methods raise as `agent.channel.Channel.ask` does, and `Fault(MESSAGE_MALFORMED)`."""
 
     def __init__(self, address: Address, context: Callable[[], ssl.SSLContext], timeout: float) -> None:
         self._address = address
         self._context = context
         self._timeout = timeout
-        self._used: tuple[ssl.SSLContext, Channel] | None = None
 
     def bundle(self, have: int) -> NodeBundle:
         """This node's bundle, without the archive when the revision in force is `have`."""
-        try:
-            path = f"/v1/node/bundle?have={have}"
-            return NodeBundle.parse(self._channel().ask("GET", path, most=MAX_NODE_BUNDLE_BYTES))
-        finally:
-            self.close()  # the next one is minutes away
+        with closing(self._channel()) as channel:
+            answer = channel.ask("GET", f"/v1/node/bundle?have={have}", most=MAX_NODE_BUNDLE_BYTES)
+        return NodeBundle.parse(answer)
 
     def deliver(self, batch: RecordBatch) -> Receipt:
-        """Hand in records. The connection stays open for more."""
-        answer = self._channel().ask("POST", "/v1/node/records", batch.encode(), NDJSON, MAX_RECEIPT_BYTES)
+        """Hand in records."""
+        with closing(self._channel()) as channel:
+            answer = channel.ask("POST", "/v1/node/records", batch.encode(), NDJSON, MAX_RECEIPT_BYTES)
         return Receipt.parse(answer)
 
-    def close(self) -> None:
-        used, self._used = self._used, None
-        if used is not None:
-            used[1].close()
-
     def _channel(self) -> Channel:
-        context = self._context()
-        if self._used is None or self._used[0] is not context:
-            self.close()
-            self._used = context, Channel(self._address, context, self._timeout)
-        return self._used[1]
+        return Channel(self._address, self._context(), self._timeout)

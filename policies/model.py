@@ -32,6 +32,17 @@ class Staleness(StrEnum):
     EXPIRED = "expired"
 
 
+ACTIONS: Mapping[str, str] = {
+    "GET": "get",
+    "HEAD": "get",
+    "POST": "create",
+    "PUT": "update",
+    "PATCH": "patch",
+    "DELETE": "delete",
+}
+"""HTTP methods that a request may have, and what policy calls each."""
+
+
 @dataclass(frozen=True, slots=True)
 class CanonicalRequest:
     """One request as policy and upstream both see it. `action` is the verb for policy: `get` for GET and HEAD, `create`

@@ -78,7 +78,8 @@ async def _exchanged(process: asyncio.subprocess.Process, given: bytes) -> tuple
 
 
 async def _write(stream: asyncio.StreamWriter, given: bytes) -> None:
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it ended before it read all: its status says why
+    # It ended before it read all: its status says why. uvloop says RuntimeError of a pipe that was closed meanwhile.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, RuntimeError):
         stream.write(given)
         await stream.drain()
     stream.close()

@@ -14,16 +14,9 @@ from urllib.parse import unquote_to_bytes
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
-from policies.model import CanonicalRequest
+from policies.model import ACTIONS, CanonicalRequest
 
-_ACTIONS = {
-    b"GET": "get",
-    b"HEAD": "get",
-    b"POST": "create",
-    b"PUT": "update",
-    b"PATCH": "patch",
-    b"DELETE": "delete",
-}
+_ACTIONS = {method.encode(): action for method, action in ACTIONS.items()}
 _PLAIN_PATH = re.compile(rb"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+/?")
 # RFC 3986 §3.3 and §3.4 without `;`, whose parameters some upstreams cut off.
 _PATH = re.compile(rb"/(?:[A-Za-z0-9._~!$&'()*+,=:@/-]|%[0-9A-Fa-f]{2})*")

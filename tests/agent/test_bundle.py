@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from agent.bundle import FLOOR, REVISION, STATE, BundleSettings, Held
+from agent.bundle import FLOOR, REVISION, STATE, Bundles, BundleSettings, Held
 from agent.sealed_file import TpmLock
 from agent.tpm import Tpm
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
+from foundation.wire.bundle import BundleTerms
 from policies.signing import public_pem
 from tests.fakes.clock import ManualClock
 from tests.support.bundles import GRANTS, KEY, OTHER_KEY, RECORD, FakeAuthority, Keeping
@@ -194,28 +198,50 @@ async def test_a_disk_that_is_full_loses_no_decision(keeping: Keeping, monkeypat
     assert bundles.current is not None
 
 
-async def test_it_asks_at_its_pace_and_when_told(keeping: Keeping) -> None:
+@asynccontextmanager
+async def running(keeping: Keeping) -> AsyncIterator[tuple[Bundles, Callable[[int], Awaitable[None]]]]:
+    """Bundles that run, and a wait for so many requests, while time passes by the second."""
     bundles = keeping.start()
     task = asyncio.create_task(bundles.run())
 
-    async def settled(count: int) -> None:
+    async def asked(count: int) -> None:
         while len(keeping.authority.asked) < count:
             keeping.clock.advance(1.0)
             await asyncio.sleep(0.001)
 
     try:
-        await settled(1)
-        at = keeping.clock.monotonic()
-        await settled(2)
-        assert 300 <= keeping.clock.monotonic() - at <= 320
-        at = keeping.clock.monotonic()
-        bundles.ask()
-        await settled(3)
-        assert keeping.clock.monotonic() - at <= 20
+        yield bundles, asked
     finally:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+async def test_it_asks_at_the_pace_that_the_authority_sets(keeping: Keeping) -> None:
+    async with running(keeping) as (_, asked):
+        await asked(1)
+        at = keeping.clock.monotonic()
+        await asked(2)
+        assert keeping.clock.monotonic() - at >= BundleTerms().refresh
+
+
+async def test_it_asks_when_it_is_told_of_a_newer_one(keeping: Keeping) -> None:
+    keeping.authority.terms = BundleTerms(604_800, 604_800, 604_800)  # by itself, only after a week
+    async with running(keeping) as (bundles, asked):
+        await asked(1)
+        bundles.ask()
+        await asked(2)
+
+
+async def test_it_asks_again_ever_more_slowly_while_nobody_answers(keeping: Keeping) -> None:
+    keeping.authority.fault = Reason.SERVER_UNREACHABLE
+    async with running(keeping) as (_, asked):
+        times = []
+        for count in range(1, 5):
+            await asked(count)
+            times.append(keeping.clock.monotonic())
+    pauses = [later - sooner for sooner, later in itertools.pairwise(times)]
+    assert all(pause >= 5 * 2**i for i, pause in enumerate(pauses))
 
 
 # --- on disk, with a TPM ----------------------------------------------------------------------------------
