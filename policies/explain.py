@@ -197,16 +197,31 @@ def grounds(facts: Mapping[str, Any]) -> list[str]:
 def placed(segments: Mapping[str, Any]) -> list[str]:
     """Which segments both ends are in, by what, and which of them reach which; `segments` as `explain` tells it."""
     texts = [
-        f"the {end} is in segment {name}, {_put_there(by)}"
+        f"the {end} is in segment {name}, {_put_there(by) or 'by its inventory record'}"
         for end in ("caller", "target")
         for name, by in sorted(segments.get(end, {}).items())
     ]
     return texts + [f"segment {way['from']} reaches {way['to']}" for way in segments.get("ways", ())]
 
 
+def reaching(segments: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which of the caller's segments reach which of the target's, a sentence each, with the selectors that put them
+    there; `segments` as `explain` tells it."""
+    return tuple(
+        f"{_end(segments, 'caller', way['from'])} reaches {_end(segments, 'target', way['to'])}"
+        for way in segments.get("ways", ())
+    )
+
+
+def _end(segments: Mapping[str, Any], end: str, name: str) -> str:
+    why = _put_there(segments[end][name])
+    return f"{name} ({why})" if why else name
+
+
 def _put_there(by: Any) -> str:
+    """By which selector; nothing for what the inventory says."""
     if isinstance(by, str):
-        return "by its inventory record"
+        return ""
     conditions = {f"label {key}": values for key, values in by.get("labels", {}).items()}
     conditions |= {name.removesuffix("s"): values for name, values in by.items() if name != "labels"}
     asked = (f"{name} {' or '.join(map(str, values))}" for name, values in sorted(conditions.items()))

@@ -21,7 +21,7 @@ from gateway.snapshot import Snapshot, SnapshotStore
 from gateway.standing import standing_of
 from policies.access.asking import Policy, Subject, Tick
 from policies.access.loaded import loaded
-from policies.access.telling import what_document, who_document, why_explanation
+from policies.access.telling import Asked, what_document, who_document, why_explanation
 from policies.model import FOREVER
 from policies.settings import PolicySettings
 
@@ -47,7 +47,7 @@ class AccessApi:
         return [
             ApiRoute(_NAME, "GET", _ROUTE, self.who, "Who can reach a route, by which grant, until when"),
             ApiRoute(_NAME, "GET", _IDENTITY, self.what, "What an identity can reach, by which grant, until when"),
-            ApiRoute(_NAME, "GET", why, self.why, "Why an identity may or may not", query=("method", "path")),
+            ApiRoute(_NAME, "GET", why, self.why, "Why an identity may or may not", query=("method", "path", "to")),
         ]
 
     async def who(self, call: Call) -> Answer:
@@ -65,10 +65,10 @@ class AccessApi:
         return await self._answer(ask)
 
     async def why(self, call: Call) -> Answer:
-        route, method, path = call.parameters["route"], call.query.get("method", ""), call.query.get("path", "")
+        route, asked = call.parameters["route"], Asked(*(call.query.get(name, "") for name in Asked._fields))
 
         def ask(policy: Policy, subjects: tuple[Subject, ...], now: int, tick: Tick) -> Any:
-            return why_explanation(policy, _named(subjects, call), subjects, route, method, path, now).to_json()
+            return why_explanation(policy, _named(subjects, call), subjects, route, asked, now).to_json()
 
         return await self._answer(ask)
 

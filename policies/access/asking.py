@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from foundation.faults import Fault
 from foundation.identity import IdentityRecord, Posture, SnapshotNumbers
 from foundation.reasons import Reason
-from policies.explain import Evidence, Explanation, explanation
+from policies.explain import Evidence, Explanation, explanation, reaching
 from policies.frozen import kept_part
 from policies.model import FOREVER, STREAM, Answer, CanonicalRequest, Decision, Permit, Query, Staleness, judge
 from policies.projection import Path, Reads
@@ -105,12 +105,14 @@ class _Asking(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Way:
     """What one grant allows. `until` is when it ends, in seconds since the Unix epoch; None: it has no end. Of a
-    stream, `paths` are the nodes that it leads to."""
+    stream, `paths` are the nodes that it leads to, and `through` says which segments reach which, and which selectors
+    put either end there."""
 
     grant: str
     until: float | None
     methods: tuple[str, ...]
     paths: tuple[str, ...]
+    through: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,8 @@ def told_apart(policy: Policy, nodes: Iterable[Subject]) -> tuple[Target, ...]:
         groups.setdefault(repr(kept_part({"target": asked["target"]}, reads)), []).append(node)
     if len(groups) > _MAX_TARGETS:
         raise Fault(Reason.POLICY_BOMB, f"policy tells {len(groups)} targets apart, at most {_MAX_TARGETS} are asked")
-    return tuple(Target(_named(members), members[0]) for members in groups.values())
+    read = tuple(path[1:] for path in reads)
+    return tuple(Target(_named(members, read), members[0]) for members in groups.values())
 
 
 def probes_of(policy: Policy, route: str, targets: Iterable[Target] = ()) -> tuple[Probe, ...]:
@@ -204,7 +207,8 @@ def query_of(subject: Subject, probe: Probe, now: int) -> Query:
 
 def access(policy: Policy, subject: Subject, probes: Sequence[Probe], now: int) -> Access | None:
     """What `subject` may do of `probes`; None when it is nothing."""
-    granted: dict[tuple[str, float], dict[str, list[str]]] = {}
+    granted: dict[_Permission, dict[str, list[str]]] = {}
+    through: dict[int, tuple[str, ...]] = {id(None): ()}
     exceptions: dict[str, None] = {}
     for probe in probes:
         decision = decide(policy, subject, probe, now)
@@ -212,9 +216,12 @@ def access(policy: Policy, subject: Subject, probes: Sequence[Probe], now: int) 
             if decision.reasons == (Reason.DENY_OVERRIDE,):
                 exceptions[f"{probe.method} {probe.covers}".strip()] = None
         elif not probe.exception:
-            paths = granted.setdefault((decision.grant, decision.deadline), {})
+            if id(probe.target) not in through:
+                through[id(probe.target)] = _through(policy, subject, probe, now)
+            permission = _Permission(decision.grant, decision.deadline, through[id(probe.target)])
+            paths = granted.setdefault(permission, {})
             paths.setdefault(probe.covers, []).append(probe.method)
-    ways = tuple(way for (grant, until), paths in sorted(granted.items()) for way in _grouped(grant, until, paths))
+    ways = tuple(way for permission, paths in sorted(granted.items()) for way in _grouped(permission, paths))
     return Access(ways, tuple(exceptions)) if ways else None
 
 
@@ -321,20 +328,40 @@ def _methods(row: Mapping[str, Any], otherwise: Sequence[str]) -> list[str]:
     return [method for method in methods if method != "HEAD" or "GET" not in methods]
 
 
-def _named(members: Sequence[Subject]) -> str:
+def _named(members: Sequence[Subject], read: Sequence[Path]) -> str:
+    """With what selectors look at, where the policy has any."""
     first = members[0].record
-    text = f"segment {first.segment or '(none)'}, {members[0].posture.attestation.value}"
+    found = [f"segment {first.segment or '(none)'}", members[0].posture.attestation.value]
+    places = {"tier": first.tier, "region": first.region, "site": first.site}
+    found += [f"{name} {value}" for name, value in places.items() if (name,) in read and value]
+    found += [f"{key}={value}" for key, value in sorted(first.labels.items()) if ("labels", key) in read]
+    text = ", ".join(found)
     return f"{first.id.name} ({text})" if len(members) == 1 else f"{len(members)} nodes ({text})"
 
 
-def _grouped(grant: str, until: float, paths: Mapping[str, list[str]]) -> Iterator[Way]:
+class _Permission(NamedTuple):
+    """A grant, its end, and by which segments."""
+
+    grant: str
+    until: float
+    through: tuple[str, ...]
+
+
+def _through(policy: Policy, subject: Subject, probe: Probe, now: int) -> tuple[str, ...]:
+    """By which segments a stream is permitted. A whole policy of one's own may say nothing of them."""
+    document = policy.explain(query_of(subject, probe, now).to_input())
+    return reaching(document.get("segments", {}))
+
+
+def _grouped(permission: _Permission, paths: Mapping[str, list[str]]) -> Iterator[Way]:
     """Paths that have the same methods together."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for path, methods in paths.items():
         alike.setdefault(tuple(method for method in methods if method), []).append(path)
-    end = None if until == FOREVER else until
+    end = None if permission.until == FOREVER else permission.until
     for verbs, covered in alike.items():
-        yield Way(grant, end, verbs, tuple(sorted(path for path in covered if path)))
+        told = tuple(sorted(path for path in covered if path))
+        yield Way(permission.grant, end, verbs, told, permission.through)
 
 
 def _record(policy: Policy, subject: Subject, probe: Probe, decision: Decision, now: int) -> dict[str, Any]:

@@ -1,28 +1,29 @@
-"""Which classes of identity can reach a route: by kind, role, tier, segment, site, attestation.
+"""Which classes of identity can reach a route: by kind, role, tier, segment, site, region, labels, attestation.
 
 Each combination of what the policy names is an identity of its own that the policy is asked about; those that are
-answered alike are told together. It holds for an identity in good standing with that one role, no labels and a name
-that the policy does not mention.
+answered alike are told together. It holds for an identity in good standing with that one role, a name that the policy
+does not mention, and labels that meet one selector or none.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import AttestationClass, IdentityRecord, Posture, State, Verdict
 from policies.access.asking import Access, Policy, Probe, Subject, Tick, access, unnamed
 
-DIMENSIONS = ("role", "tier", "segment", "site", "attestation")
+DIMENSIONS = ("role", "tier", "segment", "site", "region", "labels", "attestation")
 PLACES = (
     ("identity", "kind"),
     ("identity", "roles"),
     ("identity", "tier"),
     ("identity", "segment"),
     ("identity", "site"),
+    ("identity", "region"),
     ("identity", "attestation"),
     ("identity", "verdict"),
     ("route",),
@@ -48,6 +49,8 @@ class AccessClass:
     tier: tuple[str, ...]
     segment: tuple[str, ...]
     site: tuple[str, ...]
+    region: tuple[str, ...]
+    labels: tuple[str, ...]
     attestation: tuple[str, ...]
     access: Access
 
@@ -89,12 +92,36 @@ def merged(answered: Mapping[_Row, Access]) -> dict[_Row, Access]:
 
 
 def nodes(policy: Policy) -> tuple[Subject, ...]:
-    """A node of each segment and class of attestation, for streams of a policy without an inventory."""
+    """A node of each segment, by its record and, where there is one, by its selector, and of each class of attestation,
+    for streams of a policy without an inventory."""
     segments: list[str] = sorted(policy.rows["segments"]) or [""]
+    records = [_record(Kind.NODE, unnamed(()), segment=segment) for segment in segments]
+    records += [_selected(selector) for _, selector in sorted(_selectors(policy).items())]
     return tuple(
-        Subject(_record(Kind.NODE, unnamed(()), segment=segment), Posture(attestation, Verdict.PASSED))
-        for segment, attestation in itertools.product(segments, AttestationClass)
+        Subject(record, Posture(attestation, Verdict.PASSED))
+        for record, attestation in itertools.product(records, AttestationClass)
     )
+
+
+def _selectors(policy: Policy) -> Mapping[str, Mapping[str, Any]]:
+    found: Mapping[str, Mapping[str, Any]] = policy.rows.get("selectors", {}).get("of", {})
+    return found
+
+
+def _selected(selector: Mapping[str, Any]) -> IdentityRecord:
+    """A node that meets it by the first of what each condition names, and is in no segment by its record."""
+    first = {name: selector[name][0] for name in ("tiers", "regions", "sites") if name in selector}
+    record = _record(Kind.NODE, unnamed(()), tier=first.get("tiers", 1), site=first.get("sites", ""))
+    return replace(record, region=first.get("regions", ""), labels=dict(_labels(selector)))
+
+
+def _labels(selector: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The fewest labels that meet it."""
+    return tuple(sorted((key, values[0]) for key, values in selector.get("labels", {}).items()))
+
+
+def _named_by(rows: Iterable[Mapping[str, Any]], field: str) -> list[str]:
+    return sorted({value for row in rows for value in row.get(field, ())})
 
 
 def _domain(policy: Policy, route: str, kind: Kind) -> tuple[tuple[Any, ...], ...]:
@@ -105,13 +132,16 @@ def _domain(policy: Policy, route: str, kind: Kind) -> tuple[tuple[Any, ...], ..
     roles = {*granted, *(role for row in denied for role in row.get("roles", ()))}
     if route.startswith("api."):
         roles = set(rows["api"]["roles"])
-    sites = sorted({site for row in named for site in row.get("sites", ())})
     is_node = kind is Kind.NODE
+    selectors = tuple(_selectors(policy).values()) if is_node else ()
+    labels = {_labels(selector) for selector in selectors} - {()}
     return (
         (*sorted(roles), ""),
         (1, 2, 3) if is_node else (0,),
         (*sorted(rows["segments"]), "") if is_node else ("",),
-        (*sites, OTHER),
+        (*_named_by((*named, *selectors), "sites"), OTHER),
+        (*_named_by(selectors, "regions"), OTHER),
+        (*sorted(labels), ()),
         tuple(AttestationClass) if is_node else (AttestationClass.NONE,),
     )
 
@@ -124,11 +154,12 @@ def _size(domain: Sequence[Sequence[Any]]) -> int:
 
 
 def _subject(policy: Policy, kind: Kind, values: Sequence[Any], domain: Sequence[Sequence[Any]]) -> Subject:
-    role, tier, segment, site, attestation = values
+    role, tier, segment, site, region, labels, attestation = values
     names = (name for rows in policy.rows["denies"].values() for row in rows for name in row.get("names", ()))
-    place = unnamed(domain[3]) if site == OTHER else site
-    record = _record(kind, unnamed(names), (role,) if role else (), tier, segment, place)
-    return Subject(record, Posture(attestation, Verdict.PASSED))
+    site = unnamed(domain[3]) if site == OTHER else site
+    region = unnamed(domain[4]) if region == OTHER else region
+    record = _record(kind, unnamed(names), (role,) if role else (), tier, segment, site)
+    return Subject(replace(record, region=region, labels=dict(labels)), Posture(attestation, Verdict.PASSED))
 
 
 def _record(
@@ -147,4 +178,7 @@ def _spelled(values: Sequence[Any], domain: Sequence[Any]) -> Iterator[str]:
         yield ANY
         return
     for value in values:
-        yield str(value) if value not in ("", 0) else "none"
+        if isinstance(value, tuple):
+            yield " ".join(f"{key}={text}" for key, text in value) or "none"
+        else:
+            yield str(value) if value not in ("", 0) else "none"

@@ -19,14 +19,16 @@ from rich.progress import Progress
 from foundation.client import ApiClient, path_of
 from foundation.clock import SystemClock
 from foundation.connect import connectable
+from foundation.faults import Fault
 from foundation.files import read_bounded
 from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import AttestationClass, IdentityRecord, Posture, State, Verdict
+from foundation.reasons import Reason
 from policies.access import identities as from_file
 from policies.access.asking import Policy, Subject, Tick
 from policies.access.loaded import loaded
 from policies.access.present import what_view, who_view
-from policies.access.telling import what_document, who_document, why_explanation
+from policies.access.telling import Asked, what_document, who_document, why_explanation
 from policies.compile import compile_policy
 from policies.explain import Explanation
 from policies.lifecycle.workspace import WorkspaceInvalid, read_workspace
@@ -53,6 +55,8 @@ Place = Annotated[str, typer.Option(help="Of a draft: where it belongs.")]
 Class = Annotated[AttestationClass | None, typer.Option(help="Of a draft: what proved it; hardware for a node.")]
 Method = Annotated[str, typer.Option(help="This method; UPGRADE for what opens a channel.")]
 RequestPath = Annotated[str, typer.Option("--path", help="This path, decoded.")]
+Labels = Annotated[list[str] | None, typer.Option("--label", help="Of a draft: key=value. May be repeated.")]
+To = Annotated[str, typer.Option(help="Of a stream: the node that it leads to.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Opa = Annotated[str, typer.Option("--opa", help="The opa binary, for a draft.")]
 
@@ -96,6 +100,7 @@ def what_can_reach(
     segment: Place = "",
     site: Place = "",
     region: Place = "",
+    label: Labels = None,
     attestation: Class = None,
     as_json: AsJson = False,
     opa: Opa = "opa",
@@ -107,7 +112,7 @@ def what_can_reach(
         else:
             others = _read(identities)
             place = {"segment": segment, "site": site, "region": region}
-            subject = _subject(others, kind, identity, role, tier, attestation, place)
+            subject = _subject(others, kind, identity, role, tier, attestation, place, label)
             with _draft(workspace, opa) as (policy, now), _progress(as_json, len(policy.routes)) as tick:
                 found = what_document(policy, subject, others, now, MAX_QUESTIONS, tick)
         _show(found, as_json, what_view)
@@ -121,6 +126,7 @@ def why(
     route: Route,
     method: Method = "",
     path: RequestPath = "",
+    to: To = "",
     kind: OfKind = Kind.NODE,
     workspace: Folder = None,
     identities: Known = None,
@@ -129,6 +135,7 @@ def why(
     segment: Place = "",
     site: Place = "",
     region: Place = "",
+    label: Labels = None,
     attestation: Class = None,
     as_json: AsJson = False,
     opa: Opa = "opa",
@@ -137,15 +144,15 @@ def why(
     with _telling(as_json):
         if workspace is None:
             found = connect().get(
-                f"{_identity_path(kind, identity)}{path_of('routes', route)}", method=method, path=path
+                f"{_identity_path(kind, identity)}{path_of('routes', route)}", method=method, path=path, to=to
             )
             explained = Explanation.from_json(found)
         else:
             others = _read(identities)
             place = {"segment": segment, "site": site, "region": region}
-            subject = _subject(others, kind, identity, role, tier, attestation, place)
+            subject = _subject(others, kind, identity, role, tier, attestation, place, label)
             with _draft(workspace, opa) as (policy, now):
-                explained = why_explanation(policy, subject, others, route, method, path, now)
+                explained = why_explanation(policy, subject, others, route, Asked(method, path, to), now)
         _show(explained.to_json(), as_json, lambda _: explanation_view(explained))
 
 
@@ -167,16 +174,25 @@ def _subject(
     tier: int | None,
     attestation: AttestationClass | None,
     place: dict[str, str],
+    labels: list[str] | None,
 ) -> Subject:
     """The identity as described on the command line, or where nothing is described there, as the file has it."""
-    if others and roles is None and tier is None and attestation is None and not any(place.values()):
+    if others and not any((*place.values(), roles, tier, attestation, labels)):
         return from_file.found_among(others, kind, name)
     tier = (1 if kind is Kind.NODE else 0) if tier is None else tier
     identity = SpiffeId.parse(name) if name.startswith("spiffe:") else SpiffeId(from_file.DOMAIN, kind, name)
+    found = dict(_label(text) for text in labels or ())
     record = IdentityRecord(
-        identity, State.ACTIVE, 0, tuple(roles or ()), tier, place["region"], place["site"], place["segment"]
+        identity, State.ACTIVE, 0, tuple(roles or ()), tier, place["region"], place["site"], place["segment"], found
     )
     return Subject(record, Posture(attestation or from_file.default_attestation(kind), Verdict.PASSED))
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise Fault(Reason.MESSAGE_MALFORMED, f"{text[:64]!r} is no label: expected key=value", field="--label")
+    return key, value
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def who_view(found: _Document) -> RenderableType:
 def what_view(found: _Document) -> RenderableType:
     """Route after route, the grants that lead there."""
     roles = ", ".join(found["roles"]) or "no role"
-    facts = f"  {found['kind']}, {roles}, tier {found['tier']}, segment {found['segment'] or 'none'}"
+    facts = f"  {found['kind']}, {roles}, tier {found['tier']}, segment {', '.join(found['segments']) or 'none'}"
     parts: list[RenderableType] = [Text.assemble((found["identity"], "bold"), (f"{facts}; by {_policy(found)}", "dim"))]
     if found["refusal"]:
         parts.append(_shut_out(found["refusal"]))
@@ -58,7 +58,7 @@ def _classes(found: Sequence[_Document] | None) -> RenderableType:
     for name in ("kind", *told, "grants"):
         table.add_column(name, overflow="fold")
     for each in found:
-        grants = dict.fromkeys(f"{way['grant']}, {_end(way)}" for way in each["access"]["ways"])
+        grants = dict.fromkeys(text for way in each["access"]["ways"] for text in _granted(way))
         cells = [each["kind"], *(", ".join(each[name]) for name in told), "\n".join(grants)]
         table.add_row(*map(Text, cells))
     return table
@@ -81,8 +81,15 @@ def _access(one: _Document) -> Iterable[RenderableType]:
     for way in one["ways"]:
         what = " ".join(text for text in (",".join(way["methods"]), "  ".join(way["paths"])) if text)
         yield Text.assemble(f"    {what or 'allowed'}", (f"  by {way['grant']}, {_end(way)}", "dim"))
+        for each in way["through"]:
+            yield Text(f"      {each}", "dim")
     for each in one["exceptions"]:
         yield Text(f"    but not {each}, which is denied", "yellow")
+
+
+def _granted(way: _Document) -> Iterable[str]:
+    yield f"{way['grant']}, {_end(way)}"
+    yield from (f"  {each}" for each in way["through"])
 
 
 def _shut_out(code: str) -> Text:

@@ -6,8 +6,9 @@ Times are seconds since the Unix epoch; `until` is null where there is no end.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.identifiers import Kind
 from foundation.reasons import Reason
@@ -29,8 +30,18 @@ from policies.access.asking import (
 from policies.explain import Explanation
 from policies.lifecycle.grants_yaml import METHODS
 from policies.lifecycle.paths import parse_paths
+from policies.segments import segments_of
 
 MAX_CLASS_QUESTIONS = 50_000
+
+
+class Asked(NamedTuple):
+    """What is asked on a route, empty where it is whatever is granted: of `http`, the method and the path; of a stream,
+    the node that it leads `to`."""
+
+    method: str = ""
+    path: str = ""
+    to: str = ""
 
 
 def who_document(policy: Policy, route: str, subjects: Sequence[Subject], now: int, most: int, tick: Tick) -> Any:
@@ -58,6 +69,7 @@ def what_document(policy: Policy, subject: Subject, others: Sequence[Subject], n
     found, unasked = what_can_reach(policy, subject, _targets(policy, others, policy.routes), now, most, tick)
     return {
         **subject_document(subject),
+        "segments": sorted(segments_of(policy.data, subject.record)),
         "revision": policy.revision,
         "at": now,
         "routes": [{"route": route, **one.to_json()} for route, one in found.items()],
@@ -66,12 +78,24 @@ def what_document(policy: Policy, subject: Subject, others: Sequence[Subject], n
 
 
 def why_explanation(
-    policy: Policy, subject: Subject, others: Sequence[Subject], route: str, method: str, path: str, now: int
+    policy: Policy, subject: Subject, others: Sequence[Subject], route: str, asked: Asked, now: int
 ) -> Explanation:
-    """Why `subject` may or may not use `route`: by this request, or by whatever is granted there. Raises
+    """Why `subject` may or may not use `route`: as `asked`, or by whatever is granted there. Raises
     `Fault(MESSAGE_MALFORMED | NOT_FOUND)` and what the engine fails with."""
+    if asked.to:
+        others = _only(policy, others, route, asked.to)
     probes = probes_of(policy, route, _targets(policy, others, (route,)))
-    return why(policy, subject, narrowed(probes, route, *_request(method, path)), now)
+    return why(policy, subject, narrowed(probes, route, *_request(asked.method, asked.path)), now)
+
+
+def _only(policy: Policy, others: Sequence[Subject], route: str, name: str) -> tuple[Subject, ...]:
+    """The node that a stream is to lead to."""
+    if not policy.is_stream(route):
+        raise Fault(Reason.MESSAGE_MALFORMED, "only `stream` routes lead to a node", field="to")
+    for each in others:
+        if each.record.id.kind is Kind.NODE and name in (each.record.id.name, str(each.record.id)):
+            return (each,)
+    raise Fault(Reason.NOT_FOUND, f"no node {name[:64]!r} among the identities", field="to")
 
 
 def _targets(policy: Policy, subjects: Sequence[Subject], routes: Iterable[str]) -> tuple[Target, ...]:

@@ -46,7 +46,7 @@ def test_who_can_reach(fleet: Path) -> None:
     ]
     assert (found["revision"], found["asked"], found["unasked"]) == (0, 4, 0)
     assert found["identities"][0]["ways"] == [
-        {"grant": "agent-models", "until": 1830211200.0, "methods": ["GET"], "paths": ["/models/**"]}
+        {"grant": "agent-models", "until": 1830211200.0, "methods": ["GET"], "paths": ["/models/**"], "through": []}
     ]
     (one,) = found["classes"]
     assert (one["kind"], one["role"], one["tier"]) == ("node", ["edge-agent"], ["1", "2"])
