@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from agent.call import Call, call
 from agent.keys import client_context, stored_key, tpm_for
 from agent.settings import Address, AgentSettings
 from agent.store import NodeStore
+from deploy.demo.brokered import TwoNodes
 from deploy.demo.emulated_tpm import manufacture
 from deploy.demo.free_ports import free_ports
 from deploy.demo.tpm_maker import TpmMaker
@@ -164,9 +165,9 @@ class Story:
             self.publish(2)
             self.tell(self.call("POST", "/v3/kv/put", "--data", PUT).strip())
 
-    def revoked(self) -> None:
-        with self.chapter("A watch is open; the node is revoked; the watch is cut"):
-            asyncio.run(self.watch_and_revoke())
+    def revoked(self, nodes: TwoNodes) -> None:
+        with self.chapter("A watch and a brokered stream are open; the node is revoked; both are cut"):
+            asyncio.run(self.watch_and_revoke(nodes.watch_cut()))
 
     def audited(self) -> None:
         with self.chapter("The audit log is verified: a Merkle tree, every change of trust in it"):
@@ -175,7 +176,7 @@ class Story:
 
     # --- what the chapters share --------------------------------------------------------------------
 
-    async def watch_and_revoke(self) -> None:
+    async def watch_and_revoke(self, stream_ended: Callable[[], float]) -> None:
         settings = AgentSettings.load(FOLDER / "agent.toml")
         identity = NodeStore(settings.directory).identity()
         seen: asyncio.Queue[bytes] = asyncio.Queue()
@@ -198,6 +199,8 @@ class Story:
                 self.tell(f"the watch ended: {fault.detail}")
                 took = f"{(closed - committed) * 1000:.1f} ms"
                 out.print(Text(f"  from the revocation's commit to the close seen by the node: {took}", "bold green"))
+                stream = (await asyncio.to_thread(stream_ended) - committed) * 1000
+                out.print(Text(f"  and to the end of its stream to the other node: {stream:.1f} ms", "bold green"))
         text = self.call("GET", "/version", expect=1)
         self.tell("and a new call:", *(f"  {line}" for line in text.strip().splitlines()[:2]))
 
@@ -314,7 +317,13 @@ def main() -> None:
         story.allowed()
         story.denied()
         story.edited()
-        story.revoked()
+        nodes = TwoNodes(story, FOLDER, FOLDER / "agent.toml")
+        nodes.second_node()
+        nodes.agents()
+        nodes.brokered()
+        nodes.refused()
+        nodes.direct()
+        story.revoked(nodes)
         story.audited()
         out.print(Text(f"\nDone in {time.monotonic() - story.began:.1f} s.", "bold"))
         if keep:
