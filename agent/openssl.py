@@ -7,8 +7,9 @@ our function for its signature.
 Laws held here:
 - nothing is dereferenced on trust: the SSL_CTX is found behind CPython's object header, and is believed only when it
   lies in writable memory and its options read and move as Python's do; anything else is `Fault(TLS_KEY_UNUSABLE)`;
-- what OpenSSL may call lives as long as the process: one method, one callback, never freed. A key carries a number and
-  no pointer of ours, so nothing can dangle when OpenSSL frees or copies it;
+- what OpenSSL may call lives as long as the process: one method, one callback, never freed, and made once, whichever
+  threads come first. A key carries a number and no pointer of ours, so nothing can dangle when OpenSSL frees or copies
+  it;
 - a callback never raises: it answers 0, and the handshake fails.
 """
 
@@ -19,6 +20,7 @@ import functools
 import itertools
 import ssl
 import sys
+import threading
 import weakref
 from ctypes import POINTER, c_char_p, c_int, c_long, c_size_t, c_uint, c_uint64, c_void_p
 from pathlib import Path
@@ -73,12 +75,13 @@ _FUNCTIONS: dict[str, tuple[type | None, tuple[type, ...]]] = {
 # Weak: a context keeps its signer alive, and every connection its context.
 _signers: weakref.WeakValueDictionary[int, Signer] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
+_making = threading.Lock()
 
 
 def use_foreign_key(context: ssl.SSLContext, chain: tuple[bytes, ...], point: bytes, signer: Signer) -> None:
     """Make `context` present `chain` (DER, leaf first) and sign with `signer`. `point` is the P-256 public key as an
     uncompressed point (SEC 1 §2.3.3). Raises `Fault(TLS_KEY_UNUSABLE)`; the context is then not to be used."""
-    lib = _library()
+    lib = _prepared()
     pointer = _context_pointer(lib, context)
     number = next(_numbers)
     _signers[number] = context._signer = signer  # type: ignore[attr-defined]  # our own attribute: its owner
@@ -140,6 +143,16 @@ def _is_writable_memory(pointer: int) -> bool:
         if first <= pointer < end:
             return permissions.startswith("rw")
     return False
+
+
+def _prepared() -> ctypes.CDLL:
+    """The library, with all that is made once for it: two threads that made it at once would each have their own, and
+    a key that carries its number in the one's slot would be looked up in the other's."""
+    with _making:
+        lib = _library()
+        _method(lib)
+        _slot(lib)
+        return lib
 
 
 @functools.cache

@@ -39,6 +39,7 @@ class RunningAgent:
         self.ports = {(route, target): port for (route, target, _), port in zip(ports, numbers, strict=True)}
         gateways = gateways or (f"{node.system.host}:{node.system.ports['gateway']}",)
         lines = [f"gateways = {list(gateways)}".replace("'", '"'), f'control = "{self.control}"', more]
+        lines += ["[agent.firewall]", "enabled = false"]  # these agents share one machine
         lines += ["[agent.offers]", *(f'{name} = "{where}"' for name, where in offers.items())]
         for (route, target, protocol), port in zip(ports, numbers, strict=True):
             lines += ["[[agent.port]]", f'listen = "127.0.0.1:{port}"', f'route = "{route}"']
