@@ -10,6 +10,7 @@ from agent.attest import AttestationSettings
 from agent.bundle import BundleSettings
 from agent.firewall.settings import FirewallSettings
 from agent.health import HealthSettings
+from agent.local import LocalSettings
 from agent.outbox import OutboxSettings
 from agent.port import MOST_PORTS, PortSettings
 from agent.services import Service, ServingSettings, parse_offers
@@ -39,6 +40,7 @@ class RunSettings:
     reattestation: AttestationSettings = field(default_factory=AttestationSettings)
     bundle: BundleSettings = field(default_factory=BundleSettings)
     outbox: OutboxSettings = field(default_factory=OutboxSettings)
+    local: LocalSettings = field(default_factory=LocalSettings)
     health: HealthSettings = field(default_factory=HealthSettings)
     firewall: FirewallSettings = field(default_factory=FirewallSettings)
     supervised: tuple[Supervised, ...] = ()
@@ -58,6 +60,7 @@ class RunSettings:
             reattestation=AttestationSettings.parse(fields.section("reattestation", optional=True)),
             bundle=BundleSettings.parse(fields.section("bundle", optional=True)),
             outbox=OutboxSettings.parse(fields.section("outbox", optional=True)),
+            local=LocalSettings.parse(fields.section("local", optional=True)),
             health=HealthSettings.parse(fields.section("health", optional=True)),
             firewall=FirewallSettings.parse(fields.section("firewall", optional=True)),
             supervised=parse_supervised(fields),

@@ -10,7 +10,6 @@ Laws held here:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import socket
 import struct
@@ -25,6 +24,7 @@ import httptools
 from agent.local import LocalAnswer, Question, answer_document
 from foundation.faults import Fault, problem
 from foundation.fields import Fields
+from foundation.listening import listen_unix, remove_dead_socket
 from foundation.reasons import Reason
 
 DECIDE = b"/v1/decide"
@@ -44,9 +44,9 @@ class LocalListener:
         self._open: set[_Connection] = set()
         self._of_user: Counter[int] = Counter()
 
-    async def run(self, listening: socket.socket) -> None:
-        """Serve on this socket until cancelled."""
-        loop = asyncio.get_running_loop()
+    async def run(self) -> None:
+        """Serve until cancelled. Raises `Fault(SETTING_INVALID)` when the path cannot be used."""
+        loop, listening = asyncio.get_running_loop(), listen_unix(self._path, 0o666)
         server = await loop.create_unix_server(lambda: _Connection(self), sock=listening)
         try:
             async with server:
@@ -54,8 +54,7 @@ class LocalListener:
         finally:
             for connection in list(self._open):
                 connection.end()
-            with contextlib.suppress(OSError):
-                self._path.unlink()
+            remove_dead_socket(self._path)
 
     def admit(self, connection: _Connection) -> bool:
         """Whether there is room for it."""

@@ -13,10 +13,14 @@ Laws held here:
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import json
 import logging
 import random
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from agent.attest import Attester
@@ -29,6 +33,7 @@ from agent.firewall.keeper import Firewall, hosts_of
 from agent.firewall.wall import Network, networks_of
 from agent.health import HealthReporter, Sources
 from agent.keys import tpm_for
+from agent.local import LocalDecisions, load_wasm
 from agent.offer import NOTHING, Offer, Opening
 from agent.outbox import Outbox
 from agent.ports import Ports
@@ -42,6 +47,7 @@ from agent.tpm import Tpm
 from agent.tunnel import Tunnels
 from agent.watchdog import Watchdog
 from foundation.clock import Clock
+from foundation.decisionlog.ids import DecisionIds
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.trusttime import TrustTime
@@ -105,10 +111,32 @@ class Agent:
             "supervisor": self.supervisor.run,
             "firewall": self.firewall.run,
         }
+        self._health_due = 0.0  # monotonic, from when on a report that is not delivered is kept
+        self.local: LocalDecisions | None = None
+        if settings.local.socket is not None:
+            self._answer(settings.local.socket)
         if authority is not None:
             self._ask(authority, store)
         self._parts["watchdog"] = Watchdog({}, self._status_line, clock).run
         self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def _answer(self, path: Path) -> None:
+        """The parts that decide for programs of this machine. Raises `Fault(EXTRA_MISSING)`."""
+        if any(importlib.util.find_spec(name) is None for name in ("httptools", "wasmtime")):
+            detail = "local decisions need more: pip install 'sallyport[local]'"
+            raise Fault(Reason.EXTRA_MISSING, detail, field="agent.local.socket")
+        from agent.local_http import LocalListener  # noqa: PLC0415  # of that extra
+
+        self.local = LocalDecisions(
+            self.settings.local.roles,
+            lambda: float(self.certificate.identity.issued.not_after),
+            load_wasm,
+            lambda decision: self.outbox.add(RecordKind.DECISION, decision),
+            DecisionIds(self.time),
+            self.time,
+        )
+        self._parts["local decisions"] = self.local.run
+        self._parts["local socket"] = LocalListener(path, self.local.decide).run
 
     def _ask(self, authority: Address, store: NodeStore) -> None:
         """The parts that call the authority."""
@@ -129,7 +157,8 @@ class Agent:
             outbox=lambda: OutboxHealth(self.outbox.waiting, self.outbox.used, settings.outbox.max_bytes),
             bundle=self._bundle_health,
         )
-        health = HealthReporter(settings.health, sources, node.directory, clock, _draw, reports.deliver)
+        deliver = partial(self._report, reports.deliver)
+        health = HealthReporter(settings.health, sources, node.directory, clock, _draw, deliver)
         self._parts |= {
             "renewal": self.renewal.run,
             "bundle": self._keep_bundle,
@@ -210,8 +239,12 @@ class Agent:
             names = self.services.names
             self.offer = Offer.of(held.compiled.data, held.bundle.record, names, held.number)
         self.services.offers_changed()
+        if self.local is not None:
+            self.local.use(held)
 
     def _check(self, call: StreamCall) -> Reason | None:
+        if self.bundles is not None and call.revision > self.offer.floor:
+            self.bundles.ask()
         return self.offer.refusal(Opening(call.source, call.segments, call.route, call.service, call.revision))
 
     def _networks(self) -> tuple[Network, ...] | None:
@@ -220,6 +253,17 @@ class Agent:
 
     def _note(self, what: str, detail: dict[str, Any]) -> None:
         self.outbox.add(RecordKind.AUDIT, {"event": what, **detail})
+
+    async def _report(self, deliver: Callable[[bytes], Awaitable[None]], report: bytes) -> None:
+        """While none can be delivered, one each interval waits with the other records."""
+        try:
+            await deliver(report)
+        except Fault:
+            now = self._clock.monotonic()
+            if now >= self._health_due:
+                self._health_due = now + self.settings.health.interval
+                self.outbox.add(RecordKind.HEALTH, json.loads(report))
+            raise
 
     def _ends(self) -> tuple[float, float]:
         """Of the certificate, and of the attestation."""

@@ -26,7 +26,6 @@ from foundation.decisionlog.ids import DecisionIds
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.identity import AttestationClass, Posture, State, Verdict
-from foundation.listening import listen_unix
 from foundation.reasons import Reason
 from foundation.wire.bundle import BundleTerms
 from policies.engine import CompiledPolicy
@@ -309,7 +308,9 @@ async def read_answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, Any]
 async def listening(here: Here, folder: Path) -> AsyncIterator[Path]:
     path = folder / "decide.sock"
     listener = LocalListener(path, here.decisions.decide)
-    task = asyncio.create_task(listener.run(listen_unix(path, 0o666)))
+    task = asyncio.create_task(listener.run())
+    while not path.exists():
+        await asyncio.sleep(0.001)
     try:
         yield path
     finally:
