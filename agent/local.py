@@ -6,15 +6,15 @@ of the socket), and each user has roles that the settings give it, of those that
 Steps of a decision, in this order; the first refusal stands:
  1. a bundle is there, and its policy is loaded
  2. the user has a role here that the node still has
- 3. the node's certificate is valid, by trust time
- 4. its record is active
+ 3. the bundle's bound (`expired_after`) has not passed, by trust time; here that holds for `tolerant` routes too
+ 4. the node's record is active
  5. its attestation had not failed, nor ended, when the authority last spoke
  6. policy answers, with the staleness class of the bundle's age (`policies.staleness`)
  7. the decision is on record; one of a `critical` route is refused when it cannot be
 
-What an attestation proves of the boot is proven again by the bundle itself: it opens in that boot state alone. Its
-silence is bounded by the bundle's age, and by the certificate's end. Rates and other obligations of a permit go to who
-asked, who must meet them.
+What an attestation proves of the boot is proven again by the bundle itself: it opens in that boot state alone. Neither
+the attestation's end nor the certificate's ends what is decided here, for nobody was there to renew them: the bundle's
+bound does. Rates and other obligations of a permit go to who asked, who must meet them.
 """
 
 from __future__ import annotations
@@ -145,13 +145,13 @@ class _Loaded:
     engine: LocalEngine
 
 
-def refusal(held: Held | None, certified_until: float, now: float) -> Reason | None:
+def refusal(held: Held | None, now: float) -> Reason | None:
     """Steps 1 and 3 to 5: why nothing may be decided by `held` at `now`, or None."""
     if held is None:
         return Reason.BUNDLE_MISSING
     bundle = held.bundle
-    if now >= certified_until:
-        return Reason.CERTIFICATE_EXPIRED
+    if now - bundle.at >= bundle.terms.expired_after:
+        return Reason.STALENESS_EXCEEDED
     if bundle.record.state is not State.ACTIVE:
         return _STATES[bundle.record.state]
     if bundle.posture.verdict is not Verdict.PASSED:
@@ -162,21 +162,18 @@ def refusal(held: Held | None, certified_until: float, now: float) -> Reason | N
 
 
 class LocalDecisions:
-    """Decides by the newest bundle. Give it to `Bundles.listen` by `use`, and keep `run` running: it loads policies.
-
-    roles: user to roles. certified_until: when the node's certificate ends, seconds since the Unix epoch."""
+    """Decides by the newest bundle, for users with `roles`. Give its `use` to `Bundles.listen`, and keep `run` running:
+    it loads policies."""
 
     def __init__(
         self,
         roles: Mapping[int, frozenset[str]],
-        certified_until: Callable[[], float],
         load: Load,
         record: Record,
         decision_id: Callable[[], str],
         time: Clock,
     ) -> None:
         self._roles = roles
-        self._certified_until = certified_until
         self._load = load
         self._record = record
         self._decision_id = decision_id
@@ -214,7 +211,7 @@ class LocalDecisions:
 
     def _judge(self, question: Question) -> LocalAnswer:
         now, held, loaded = self._time.now(), self._held, self._loaded
-        stands = refusal(held, self._certified_until(), now)
+        stands = refusal(held, now)
         if held is None or loaded is None:
             return self._refused(stands or Reason.BUNDLE_MISSING)
         record = held.bundle.record
@@ -226,7 +223,7 @@ class LocalDecisions:
         query = Query(int(now), identity, held.bundle.posture, question.route, question.request, age)
         numbers = held.bundle.numbers._replace(policy=loaded.number)
         given = loaded.engine.decide_now(query)
-        decision = judge(self._decision_id(), query, given, min(until, self._certified_until()), numbers)
+        decision = judge(self._decision_id(), query, given, until, numbers)
         return LocalAnswer(decision, age.value, now - held.bundle.at)
 
     def _refused(self, reason: Reason) -> LocalAnswer:

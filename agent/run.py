@@ -129,7 +129,6 @@ class Agent:
 
         self.local = LocalDecisions(
             self.settings.local.roles,
-            lambda: float(self.certificate.identity.issued.not_after),
             load_wasm,
             lambda decision: self.outbox.add(RecordKind.DECISION, decision),
             DecisionIds(self.time),

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -54,7 +55,6 @@ class Here:
     decisions: LocalDecisions
     records: list[Mapping[str, Any]] = field(default_factory=list)
     room: bool = True
-    certified: float = 1e12
 
     def record(self, document: Mapping[str, Any]) -> bool:
         self.records.append(document)
@@ -83,7 +83,7 @@ async def here(tmp_path: Path) -> AsyncIterator[Here]:
     def record(document: Mapping[str, Any]) -> bool:
         return made.record(document)
 
-    decisions = LocalDecisions(ROLES, lambda: made.certified, load, record, DecisionIds(clock), clock)
+    decisions = LocalDecisions(ROLES, load, record, DecisionIds(clock), clock)
     made = Here(clock, authority, bundles, decisions)
     bundles.listen(decisions.use)
     task = asyncio.create_task(decisions.run())
@@ -149,12 +149,12 @@ async def test_facts_age_by_the_table_of_gateways(here: Here) -> None:
     assert here.ask("valve", "POST", "/valve")["allow"] is True
 
 
-async def test_the_certificates_end_ends_it(here: Here) -> None:
+async def test_the_bundles_bound_ends_tolerant_routes_too(here: Here) -> None:
     await here.refresh()
-    here.certified = here.clock.now() + 10
-    assert here.ask()["until"] == here.certified
-    here.clock.advance(10)
-    assert here.reasons() == ["certificate_expired"]
+    here.clock.advance(TERMS.expired_after - 1)
+    assert (here.ask("manual")["allow"], here.ask("manual")["until"]) == (True, here.clock.now() + 1)
+    here.clock.advance(1)
+    assert here.reasons("manual") == ["staleness_exceeded"]
 
 
 @pytest.mark.parametrize(
@@ -353,20 +353,19 @@ async def test_curl_asks_too(here: Here, tmp_path: Path) -> None:
     assert answer["allow"] is True
 
 
-async def test_the_kernel_says_who_asks(here: Here, tmp_path: Path) -> None:
+async def test_the_kernel_says_who_asks(here: Here) -> None:
     await here.refresh()
     code = (
         "import os, socket, sys; os.setuid(1000); s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
         "s.sendall(bytes.fromhex(sys.argv[2])); sys.stdout.write(s.recv(65536).decode())"
     )
     put = message(b'{"route":"models","method":"PUT","path":"/models/a"}', b"POST /v1/decide HTTP/1.1", b"X-Uid: 0")
-    tmp_path.chmod(0o755)
-    for folder in list(tmp_path.parents)[:2]:
-        folder.chmod(0o755)
-    async with listening(here, tmp_path) as path:
-        run = partial(subprocess.run, capture_output=True, check=True)
-        asking = [[sys.executable, "-c", code, path, raw.hex()] for raw in (message(), put)]
-        asked = [await asyncio.to_thread(run, words) for words in asking]
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        async with listening(here, Path(name)) as path:
+            run = partial(subprocess.run, capture_output=True, check=True)
+            asking = [[sys.executable, "-c", code, path, raw.hex()] for raw in (message(), put)]
+            asked = [await asyncio.to_thread(run, words) for words in asking]
     assert [b'"allow":true' in each.stdout for each in asked] == [True, False]
     assert [each["uid"] for each in here.records] == [1000, 1000]
 

@@ -26,6 +26,7 @@ ROUTES = """
 routes:
   - {name: database, type: stream, service: postgres, kinds: [node]}
   - {name: models, upstreams: ['http://127.0.0.1:80'], kinds: [node], prefix: /models}
+  - {name: manual, upstreams: ['http://127.0.0.1:82'], kinds: [node], prefix: /manual, class: tolerant}
   - {name: valve, upstreams: ['http://127.0.0.1:81'], kinds: [node], prefix: /valve, class: critical}
 """
 GRANTS = """
@@ -33,6 +34,7 @@ roles: {agent: An agent, reader: A reader}
 grants:
   - {id: read, role: reader, route: models, methods: [GET], paths: [/models/**], expires: 2030-01-01}
   - {id: turn, role: agent, route: valve, methods: [POST], paths: [/valve], expires: 2030-01-01}
+  - {id: look, role: agent, route: manual, methods: [GET], paths: [/models/a], expires: 2030-01-01}
   - {id: push, role: agent, route: models, methods: [PUT], paths: [/models/**], expires: 2030-01-01}
 """
 NODE = SpiffeId.parse("spiffe://fleet.example/node/edge-1")
