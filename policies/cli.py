@@ -167,8 +167,8 @@ def export_segments(
     """Print the segments as network policy: nothing in, and nothing out but to the gateways and DNS."""
     with _telling(as_json=False):
         where = Gateways.parse(gateway or (), gateway_label or (), gateway_namespace, port or PORTS)
-        segments = _read(workspace, production=False).data["workspace"]["segments"]
-        typer.echo(export(segments, where, form, segment_label), nl=False)
+        rows = _read(workspace, production=False).data["workspace"]
+        typer.echo(export(rows, where, form, segment_label), nl=False)
 
 
 def _read(folder: Path, production: bool) -> Workspace:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +18,29 @@ from foundation.faults import Fault
 from foundation.reasons import Reason
 from policies.cli import app
 from policies.export import Format, Gateways, export
-from tests.support.policy import STARTER
+from tests.support.policy import MINIMAL, STARTER, workspace
 
 GOLDEN = Path(__file__).with_name("golden")
 GATEWAYS = Gateways.parse(["10.0.0.5", "2001:db8::/64"], ["app=sallyport"], "security", [8443])
 SEGMENTS = ["lab", "edge", "a_b"]
 
 
+def rows(segments: Iterable[str]) -> dict[str, Any]:
+    return {"segments": {segment: [] for segment in segments}}
+
+
 def documents(form: Format, segments: list[str] = SEGMENTS, gateways: Gateways = GATEWAYS) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(export(segments, gateways, form)))
+    return list(yaml.safe_load_all(export(rows(segments), gateways, form)))
 
 
 @pytest.mark.parametrize("form", Format)
 def test_it_is_what_it_was(form: Format) -> None:
-    assert export(SEGMENTS, GATEWAYS, form) == (GOLDEN / f"segments-{form.value}.yaml").read_text()
+    assert export(rows(SEGMENTS), GATEWAYS, form) == (GOLDEN / f"segments-{form.value}.yaml").read_text()
 
 
 @pytest.mark.parametrize("form", Format)
 def test_in_whatever_order_the_segments_come(form: Format) -> None:
-    assert len({export(order, GATEWAYS, form) for order in itertools.permutations(SEGMENTS)}) == 1
+    assert len({export(rows(order), GATEWAYS, form) for order in itertools.permutations(SEGMENTS)}) == 1
 
 
 def test_kubernetes_lets_nothing_in_and_out_to_gateways_and_dns_alone() -> None:
@@ -111,7 +117,7 @@ def test_gateways_that_are_not_named_well(networks: list[str], labels: list[str]
 
 def test_a_label_that_is_none() -> None:
     with pytest.raises(Fault):
-        export(SEGMENTS, GATEWAYS, Format.CILIUM, "seg ment")
+        export(rows(SEGMENTS), GATEWAYS, Format.CILIUM, "seg ment")
 
 
 def test_the_command() -> None:
@@ -123,3 +129,79 @@ def test_the_command() -> None:
         "sallyport-segment-edge",
     ]
     assert CliRunner().invoke(app, words[:4]).exit_code == 1
+
+
+PLACED = """
+segments:
+  - {name: web, networks: [10.20.0.0/16, "fd00:20::/48"]}
+  - {name: database, networks: [10.21.0.0/24],
+     select: {labels: {role: [db, replica], example.test/zone: [a]}, tiers: [1], regions: [eu], sites: [s1, s2]}}
+"""
+
+
+def placed(form: Format, networks: list[str], segments: str = PLACED) -> list[dict[str, Any]]:
+    made = workspace(grants=MINIMAL["grants.yaml"].decode(), segments=segments).data["workspace"]
+    return list(yaml.safe_load_all(export(made, Gateways.parse(networks, [], "", [8443]), form)))
+
+
+@pytest.mark.parametrize("form", Format)
+def test_whom_a_selector_selects_is_treated_as_its_segment(form: Format) -> None:
+    _, database, selected, web = placed(form, ["192.0.2.1"])
+    assert [each["metadata"]["name"] for each in (database, selected, web)] == [
+        "sallyport-segment-database",
+        "sallyport-selected-database",
+        "sallyport-segment-web",
+    ]
+    key = "podSelector" if form is Format.KUBERNETES else "endpointSelector"
+    assert selected["spec"][key] == {
+        "matchExpressions": [
+            {"key": "example.test/zone", "operator": "In", "values": ["a"]},
+            {"key": "role", "operator": "In", "values": ["db", "replica"]},
+            {"key": "sallyport-region", "operator": "In", "values": ["eu"]},
+            {"key": "sallyport-site", "operator": "In", "values": ["s1", "s2"]},
+            {"key": "sallyport-tier", "operator": "In", "values": ["1"]},
+        ]
+    }
+    assert {**selected["spec"], key: {}} == {**database["spec"], key: {}}
+
+
+@pytest.mark.parametrize("select", ["labels: {role: ['a b']}", "labels: {role: [é]}", "labels: {a/b/c: [x]}"])
+def test_a_label_that_no_pod_could_bear_is_told(select: str) -> None:
+    with pytest.raises(Fault) as caught:
+        placed(Format.KUBERNETES, ["192.0.2.1"], f"segments: [{{name: web, select: {{{select}}}}}]")
+    assert (caught.value.reason, caught.value.field) == (Reason.POLICY_DATA_INVALID, "segments.web.select")
+
+
+def test_what_is_opened_towards_gateways_leaves_nodes_out() -> None:
+    networks = ["10.0.0.0/8", "10.20.0.7", "10.21.0.0/24", "192.0.2.0/24"]
+    for each in placed(Format.KUBERNETES, networks)[1:]:
+        assert [peer["ipBlock"] for peer in each["spec"]["egress"][0]["to"]] == [
+            {"cidr": "10.0.0.0/8", "except": ["10.20.0.0/16", "10.21.0.0/24"]},
+            {"cidr": "10.20.0.7/32"},
+            {"cidr": "10.21.0.0/24"},
+            {"cidr": "192.0.2.0/24"},
+        ]
+    for each in placed(Format.CILIUM, networks)[1:]:
+        assert each["spec"]["egress"][0]["toCIDRSet"][0] == {
+            "cidr": "10.0.0.0/8",
+            "except": ["10.20.0.0/16", "10.21.0.0/24"],
+        }
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 255), st.integers(24, 32)), max_size=3),
+    st.integers(0, 65_535),
+)
+def test_cilium_denies_all_of_the_nodes_networks_but_the_gateways_in_them(
+    gateways: list[tuple[int, int]], host: int
+) -> None:
+    base = int(ipaddress.ip_address("10.20.3.0"))
+    named = [ipaddress.ip_network((base + low, length), strict=False) for low, length in gateways]
+    address = ipaddress.ip_address(int(ipaddress.ip_address("10.20.0.0")) + host)
+    for each in placed(Format.CILIUM, ["192.0.2.1", *map(str, named)]):
+        (to,), (comes,) = each["spec"]["egressDeny"], each["spec"]["ingressDeny"]
+        assert to["toCIDR"] == comes["fromCIDR"]
+        denied = any(address in ipaddress.ip_network(network) for network in to["toCIDR"])
+        assert denied is not any(address in network for network in named)
+        assert "fd00:20::/48" in to["toCIDR"]
