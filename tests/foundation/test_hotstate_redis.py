@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -266,15 +267,13 @@ async def test_namespaces_do_not_meet(server: RedisServer) -> None:
 
 
 INFO = b"run_id:abc\r\nmaxmemory_policy:noeviction\r\nrole:master\r\ncluster_enabled:0\r\n"
-GREETING = [b"+OK\r\n", b"+OK\r\n", b"$%d\r\n%s\r\n" % (len(INFO), INFO), b"$7\r\nabc:def\r\n"]
+GREETING = [b"$%d\r\n%s\r\n" % (len(INFO), INFO), b"$7\r\nabc:def\r\n"]
 NONSENSE = """
-:1|$-1|*0|*-1|*1 :7|*1 $-1|*2 $1 = :1|+OK|$2 \xff\xff|$99999999999|%1 :1 :2|-ERR no|-GENERATION x|-MOVED 1 a:1|-LOADING
+:1|$-1|*0|*-1|*1~:7|*1~$-1|*2~$1~=~:1|+OK|$2~\xff\xff|$99999999999|%1~:1~:2|-ERR no|-GENERATION x|-MOVED 1 a:1|-LOADING
 """
 SAID = st.one_of(
     st.binary(max_size=40),
-    st.sampled_from(NONSENSE.strip().split("|")).map(
-        lambda text: text.encode("latin-1").replace(b" ", b"\r\n") + b"\r\n"
-    ),
+    st.sampled_from(NONSENSE.strip().split("|")).map(lambda text: f"{text}~".encode("latin-1").replace(b"~", b"\r\n")),
 )
 
 
@@ -285,30 +284,46 @@ def test_a_server_that_talks_nonsense_is_as_good_as_absent(sane: int, said: byte
 
 
 async def ask_liar(sane: list[bytes], said: bytes) -> None:
-    """It answers each command by the next that is sane, and then the same for ever."""
+    async with liar(sane, said) as path, at(RedisSettings(path=path, timeout=0.03)) as state:
+        for call in (
+            state.generation(),
+            state.get_many(["a", "b"]),
+            state.take("a"),
+            state.swap([Swap("a", None, b"")], LONG),
+            state.increment("a", LONG),
+        ):
+            try:
+                await call
+            except Fault as fault:
+                if fault.reason not in (Reason.HOT_STATE_UNAVAILABLE, Reason.HOT_STATE_UNSAFE):
+                    raise
+
+
+@asynccontextmanager
+async def liar(sane: list[bytes], said: bytes, pause: float = 0.0) -> AsyncIterator[Path]:
+    """A server that answers each command by the next that is sane, and then the same for ever."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         left = list(sane)
-        while await reader.read(1 << 16):
-            writer.write(left.pop(0) if left else said)
+        while data := await reader.read(1 << 16):
+            for name in re.findall(rb"\*\d+\r\n\$\d+\r\n(\w+)", data):
+                await asyncio.sleep(pause)
+                writer.write(b"+OK\r\n" if name == b"CLIENT" else left.pop(0) if left else said)
         writer.close()
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "socket"
-        server = await asyncio.start_unix_server(answer, path)
-        async with server, at(RedisSettings(path=path, timeout=0.03)) as state:
-            for call in (
-                state.generation(),
-                state.get_many(["a", "b"]),
-                state.take("a"),
-                state.swap([Swap("a", None, b"")], LONG),
-                state.increment("a", LONG),
-            ):
-                try:
-                    await call
-                except Fault as fault:
-                    if fault.reason not in (Reason.HOT_STATE_UNAVAILABLE, Reason.HOT_STATE_UNSAFE):
-                        raise
+        async with await asyncio.start_unix_server(answer, path):
+            yield path
+
+
+async def test_a_server_that_takes_its_time_with_each_answer_has_that_of_one_call_for_all() -> None:
+    for timeout, answers in ((5.0, True), (0.15, False)):
+        async with liar(GREETING, b"+abc:def\r\n", 0.1) as path, at(RedisSettings(path=path, timeout=timeout)) as state:
+            if answers:
+                assert await state.generation() == "abc:def"
+            else:
+                assert (await refusal(state)).reason is Reason.HOT_STATE_UNAVAILABLE
 
 
 # --- who we are, and who it is ----------------------------------------------------------------------------------
