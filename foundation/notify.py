@@ -48,12 +48,12 @@ def watchdog_seconds() -> float | None:
 
 
 def _tell(state: str) -> None:
-    """Where no service manager listens, nobody is told."""
+    """Where no service manager listens, nobody is told; one that does not read is not waited for."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as told:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as told:
             told.connect("\0" + address[1:] if address[0] == "@" else address)
             told.send(state.encode())
     except OSError as error:

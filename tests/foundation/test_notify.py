@@ -31,3 +31,12 @@ def test_states_reach_the_socket_that_the_environment_names(
 def test_where_nobody_listens_nobody_is_told(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     notify.ready()
+
+
+def test_a_manager_that_does_not_read_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        for _ in range(10_000):  # more than a queue of datagrams holds
+            notify.alive()
+        assert manager.recv(200) == b"WATCHDOG=1"
