@@ -45,7 +45,7 @@ from agent.store import NodeStore
 from agent.supervisor import Supervisor
 from agent.tpm import Tpm
 from agent.tunnel import Tunnels
-from agent.watchdog import Watchdog
+from agent.watchdog import Watchdog, WatchedClock
 from foundation.clock import Clock
 from foundation.decisionlog.ids import DecisionIds
 from foundation.faults import Fault
@@ -98,10 +98,12 @@ class Agent:
         self.supervisor = Supervisor(settings.supervised, clock, _draw)
         self.outbox = Outbox.open(node.directory / _OUTBOX, self.time, settings.outbox)
         hosts = (*hosts_of(node), *(gateway.host for gateway in settings.gateways))
-        self.firewall = Firewall(settings.firewall, self._networks, hosts, node.directory, clock)
+        self._watched: dict[str, WatchedClock] = {}
+        wall_clock = self._watch("firewall") if settings.firewall.enabled else clock
+        self.firewall = Firewall(settings.firewall, self._networks, hosts, node.directory, wall_clock)
         self.bundles: Bundles | None = None
         self.attester: Attester | None = None
-        self.renewal = Renewal(self.certificate, clock, _draw)
+        self.renewal = Renewal(self.certificate, self._watch("renewal") if authority else clock, _draw)
         self._parts: dict[str, Part] = {
             "trust time": self.time.run,
             "services": self.services.run,
@@ -117,7 +119,8 @@ class Agent:
             self._answer(settings.local.socket)
         if authority is not None:
             self._ask(authority, store)
-        self._parts["watchdog"] = Watchdog({}, self._status_line, clock).run
+        parts = {name: watched.is_well for name, watched in self._watched.items()}
+        self._parts["watchdog"] = Watchdog(parts, self._status_line, clock).run
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def _answer(self, path: Path) -> None:
@@ -153,11 +156,12 @@ class Agent:
             tunnels=lambda: TunnelsHealth(self._up_count(), len(self.tunnels.tunnels)),
             firewall=self.firewall.standing,
             services=self.supervisor.lives,
+            versions=self.supervisor.versions,
             outbox=lambda: OutboxHealth(self.outbox.waiting, self.outbox.used, settings.outbox.max_bytes),
             bundle=self._bundle_health,
         )
         deliver = partial(self._report, reports.deliver)
-        health = HealthReporter(settings.health, sources, node.directory, clock, _draw, deliver)
+        health = HealthReporter(settings.health, sources, node.directory, self._watch("health"), _draw, deliver)
         self._parts |= {
             "renewal": self.renewal.run,
             "bundle": self._keep_bundle,
@@ -165,7 +169,8 @@ class Agent:
             "health": health.run,
         }
         if self._tpm is not None:
-            self.attester = Attester(node, settings.reattestation, store, self._tpm, clock, _draw)
+            watched = self._watch("attestation")
+            self.attester = Attester(node, settings.reattestation, store, self._tpm, watched, _draw)
             self._parts["attestation"] = self.attester.run
 
     async def run(self) -> None:
@@ -263,6 +268,10 @@ class Agent:
                 self._health_due = now + self.settings.health.interval
                 self.outbox.add(RecordKind.HEALTH, json.loads(report))
             raise
+
+    def _watch(self, name: str) -> WatchedClock:
+        """A clock for a part that is to be watched."""
+        return self._watched.setdefault(name, WatchedClock(self._clock))
 
     def _ends(self) -> tuple[float, float]:
         """Of the certificate, and of the attestation."""

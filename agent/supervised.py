@@ -28,14 +28,15 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
     """An entry of `[[agent.service]]`. `user` is whom it runs as, empty: as the agent; another needs an agent that may
-    change users. `environment` is a file of `NAME=value` lines, mode 0600. `stop` is how long it may take to end, in
-    seconds. `memory` bounds its address space in bytes (RLIMIT_AS), `files` its open files (RLIMIT_NOFILE); 0 leaves
-    them."""
+    change users. `environment` is a file of `NAME=value` lines, mode 0600; the first line of the file `version` is told
+    in reports. `stop` is how long it may take to end, in seconds. `memory` bounds its address space in bytes
+    (RLIMIT_AS), `files` its open files (RLIMIT_NOFILE); 0 leaves them."""
 
     name: str
     command: tuple[str, ...]
     user: str = ""
     environment: Path | None = None
+    version: Path | None = None
     directory: Path = Path("/")
     restart: RestartPolicy = field(default_factory=RestartPolicy)
     stop: float = 10.0
@@ -50,6 +51,7 @@ class ServiceSettings:
             command=_command(fields),
             user=fields.text("user", "", max_length=32),
             environment=Path(fields.text("environment")) if fields.has("environment") else None,
+            version=Path(fields.text("version")) if fields.has("version") else None,
             directory=Path(fields.text("directory", "/")),
             restart=_restart(fields),
             stop=fields.duration("stop", "10s"),

@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 
 from agent import restarts
+from agent.readings import read_text
 from agent.restarts import Life
 from agent.supervised import Lines, ServiceSettings, command_line, environment
 from foundation.clock import Clock
@@ -47,6 +48,10 @@ class Supervisor:
                 group.create_task(service.run())
             await asyncio.Event().wait()
 
+    def versions(self) -> Mapping[str, str]:
+        """What each service that tells its version said when it was started last."""
+        return {service.name: service.version for service in self._services if service.version}
+
     def lives(self) -> Mapping[str, Life]:
         """What is known of each service, by its name."""
         return {service.name: service.life for service in self._services}
@@ -58,6 +63,7 @@ class Service:
     def __init__(self, settings: ServiceSettings, clock: Clock, draw: Draw) -> None:
         self.name = settings.name
         self.life = Life()
+        self.version = ""
         self._settings = settings
         self._clock = clock
         self._draw = draw
@@ -67,6 +73,7 @@ class Service:
         try:
             while True:
                 self.life = restarts.starting(self.life, self._clock.monotonic())
+                self.version = _version(self._settings)
                 how = await self._live()
                 self._back_off(how)
                 await self._clock.sleep(self.life.pause)
@@ -133,6 +140,10 @@ class _Process:
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody left; one that changed its user
             os.killpg(self._popen.pid, number)
+
+
+def _version(settings: ServiceSettings) -> str:
+    return next(iter(read_text(settings.version).splitlines()), "").strip() if settings.version else ""
 
 
 @asynccontextmanager

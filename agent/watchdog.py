@@ -16,22 +16,32 @@ from foundation.clock import Clock
 
 UNWATCHED_EVERY = 30.0
 """Seconds between two looks where no service manager watches: the status and the log are of use there too."""
+PATIENCE_SECONDS = 300.0
+"""Longer than a part is busy that is well: calls and the TPM have time-outs of their own, each far below."""
 _log = logging.getLogger("sallyport.agent.watchdog")
 
 
-class Pulse:
-    """A part that does something again and again is well while its last beat is at most `patience` seconds ago."""
+class WatchedClock:
+    """Implements `foundation.clock.Clock` for one part that waits by it, again and again: such a part is well while it
+    comes back to wait within `patience` seconds of its last wait's end. One that hangs does not."""
 
-    def __init__(self, clock: Clock, patience: float) -> None:
+    def __init__(self, clock: Clock, patience: float = PATIENCE_SECONDS) -> None:
         self._clock = clock
         self._patience = patience
-        self._last = clock.monotonic()
+        self._due = clock.monotonic() + patience
 
-    def beat(self) -> None:
-        self._last = self._clock.monotonic()
+    def now(self) -> float:
+        return self._clock.now()
+
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        self._due = self._clock.monotonic() + seconds + self._patience
+        await self._clock.sleep(seconds)
 
     def is_well(self) -> bool:
-        return self._clock.monotonic() - self._last <= self._patience
+        return self._clock.monotonic() <= self._due
 
 
 class Watchdog:

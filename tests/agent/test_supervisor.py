@@ -105,6 +105,15 @@ async def test_a_service_is_asked_to_end_before_it_is_made_to(tmp_path: Path) ->
     assert ended.read_text() == "bye\n"
 
 
+async def test_a_service_tells_its_version_when_it_starts(tmp_path: Path) -> None:
+    told, missing = tmp_path / "version", tmp_path / "nowhere"
+    told.write_text("1.2.3 \nbuilt today\n")
+    services = [shell("sleep 1000", version=told), shell("sleep 1000", "two", version=missing), shell("true", "three")]
+    async with supervising(*services) as supervisor:
+        await until(lambda: supervisor.lives()["two"].phase is Phase.RUNNING)
+        assert supervisor.versions() == {"one": "1.2.3"}
+
+
 async def test_what_cannot_start_is_reported_and_tried_again() -> None:
     clock = ManualClock()
     nowhere = shell("true", directory=Path("/nowhere"))

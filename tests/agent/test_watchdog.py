@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.watchdog import Pulse, Watchdog, unwell_parts
+from agent.watchdog import Watchdog, WatchedClock, unwell_parts
 from foundation import notify
 from tests.fakes.clock import ManualClock
 
@@ -68,15 +68,37 @@ async def test_it_is_heard_twice_in_the_time_allowed_while_every_part_is_well(ma
     assert heard(manager) == ["STOPPING=1"]
 
 
-def test_a_pulse_is_well_until_its_patience_is_over() -> None:
+async def test_a_part_is_well_while_it_comes_back_to_wait() -> None:
     clock = ManualClock()
-    pulse = Pulse(clock, patience=10)
+    watched = WatchedClock(clock, patience=10)
+    work = asyncio.Event()
+
+    async def part() -> None:
+        while True:
+            await watched.sleep(60)
+            await work.wait()
+
+    task = asyncio.create_task(part())
+    await turn()
+    clock.advance(69)
+    await turn()
+    assert watched.is_well()
+    clock.advance(1.5)
+    assert not watched.is_well()  # it waited for 60 s, and hangs for more than 10
+    work.set()
+    await turn()
+    assert watched.is_well()
+    assert (watched.now(), watched.monotonic()) == (clock.now(), clock.monotonic())
+    task.cancel()
+
+
+def test_a_part_that_never_waits_is_not_well_for_long() -> None:
+    clock = ManualClock()
+    watched = WatchedClock(clock, patience=10)
     clock.advance(10)
-    assert pulse.is_well()
+    assert watched.is_well()
     clock.advance(0.1)
-    assert not pulse.is_well()
-    pulse.beat()
-    assert pulse.is_well()
+    assert not watched.is_well()
 
 
 def test_who_is_not_well_is_named_in_order() -> None:
