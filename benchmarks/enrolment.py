@@ -44,7 +44,7 @@ def figures(short: bool) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="sallyport-bench-") as made:
         folder, maker = Path(made), TpmMaker.create()
         site = initialise(folder)
-        _let_in(site, maker)
+        let_in(site, maker)
         enlist(site, timed + counted, ("edge-agent",), tokens=timed + counted)
         with serving(site) as served:
             seconds = statistics.median(_timed(served, maker, f"edge-{i}") for i in range(timed))
@@ -55,7 +55,7 @@ def figures(short: bool) -> Iterator[Figure]:
     yield alone("enrol_server_idle_ms_per_s", idle * 1000, "ms", COMMAND)
 
 
-def _let_in(site: Site, maker: TpmMaker) -> None:
+def let_in(site: Site, maker: TpmMaker) -> None:
     """Believe this maker, of emulated TPMs; take as many messages as come."""
     text, before, after = site.config.read_text(), 'classes = ["hardware"] ', 'classes = ["hardware", "virtual"] '
     if before not in text:

@@ -25,6 +25,7 @@ BENCHMARKS = (
     "framing",
     "enrolment",
     "attestation",
+    "agent",
     "forward",
     "connections",
     "cut_revocation",

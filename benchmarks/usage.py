@@ -44,11 +44,20 @@ def cpu(roots: Sequence[int]) -> Cpu:
 
 def pss(roots: Sequence[int]) -> int:
     """Bytes of memory of these trees; what several processes share counts once (smaps_rollup)."""
+    return _rolled_up(roots, "Pss:")
+
+
+def rss(roots: Sequence[int]) -> int:
+    """The same with all that is resident: what a process takes that has nobody to share with."""
+    return _rolled_up(roots, "Rss:")
+
+
+def _rolled_up(roots: Sequence[int], name: str) -> int:
     found = 0
     for pid in trees(roots):
         with contextlib.suppress(OSError):
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            found += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+            found += sum(int(line.split()[1]) for line in lines if line.startswith(name))
     return found << 10
 
 
