@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 
 from agent.backoff import pause
+from agent.enrol import enrol_again
 from agent.keys import client_context, stored_key
 from agent.renew import renew
 from agent.settings import AgentSettings
@@ -93,8 +94,12 @@ class Certificate:
             self._changed()
 
     async def renew(self, clock: Clock) -> None:
-        """Raises `Fault`."""
-        self.use(await renew(self._settings, self._store, clock, _log.info, self._tpm))
+        """Renew; one that ended, while the authority was away, is replaced by enrolling again, where there is a TPM to
+        do that by. Raises `Fault`."""
+        has_ended = clock.now() >= self.identity.issued.not_after
+        by_tpm = self._tpm is not None and self._settings.authority is not None
+        obtain = enrol_again if has_ended and by_tpm else renew
+        self.use(await obtain(self._settings, self._store, clock, _log.info, self._tpm))
         _log.info("the certificate was renewed", extra={"not_after": self.identity.issued.not_after})
 
     def look(self) -> None:

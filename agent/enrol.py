@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-from contextlib import closing
+from contextlib import closing, nullcontext
 
 from agent.channel import Channel, trusting
 from agent.exchange import Report, deliver, propose
 from agent.keys import machine_tpm, new_prover
 from agent.settings import Address, AgentSettings
 from agent.store import Identity, NodeStore, Pending
+from agent.tpm import Tpm
 from foundation.clock import Clock
 from foundation.faults import Fault
+from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
 from foundation.wire.enrolment import Token
 
@@ -45,6 +47,35 @@ async def enrol(settings: AgentSettings, token: Token, store: NodeStore, clock: 
                 raise
             report(f"beginning again: {fault.reason.meaning}")
             return await _exchange(address, settings, token, store, clock, report)
+
+
+async def enrol_again(
+    settings: AgentSettings, store: NodeStore, clock: Clock, report: Report, shared: Tpm | None = None
+) -> Identity:
+    """A new certificate for a node whose last one ended while its authority was away: by its TPM alone, which the
+    inventory holds, over TLS that chains to the root on disk. `shared` is the TPM where it is open already. Raises
+    `Fault` as `enrol`, and `NOT_ENROLLED`."""
+    address = settings.authority
+    if address is None:
+        raise Fault(Reason.SETTING_INVALID, "say where the authority is, as host:port", field="agent.authority")
+    with store.exclusively():
+        identity, pending = store.identity(), store.pending()
+        if pending is None or pending.purpose != "enrol" or pending.root != identity.root:
+            pending = await asyncio.to_thread(_propose_again, address, identity, settings, report, shared)
+            store.save_pending(pending)
+        return await _deliver(address, pending, settings, store, clock)
+
+
+def _propose_again(
+    address: Address, identity: Identity, settings: AgentSettings, report: Report, shared: Tpm | None
+) -> Pending:
+    report("enrolling again by the TPM")
+    name = SpiffeId.parse(identity.issued.spiffe_id).name
+    channel = Channel(address, trusting(identity.root), settings.timeout)
+    with closing(channel), nullcontext(shared) if shared else machine_tpm(settings) as tpm:
+        prover = new_prover(settings, tpm)
+        message = propose(channel, prover, "enrol", name, "", report)
+        return Pending("enrol", identity.root, message, prover.key_file(), prover.key.spki)
 
 
 async def _exchange(

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from agent.enrol import enrol
+from agent.certificate import Certificate
+from agent.enrol import enrol, enrol_again
 from agent.renew import renew
 from agent.settings import AgentSettings
 from agent.store import NodeStore
+from agent.tpm import Tpm
 from foundation.faults import Fault
 from foundation.reasons import Reason
+from pki.revocation_reason import RevocationReason
 from tests.support.agent import EagerClock, quiet
 from tests.support.installation import Installation, installation
 from tests.support.swtpm import CERTIFICATE_INDEX, EmulatedTpm, TpmMaker, booted, maker, set_up_by_swtpm, swtpm
@@ -108,3 +111,32 @@ async def test_a_renewal_whose_answer_was_lost_gets_the_same_certificate(
 
 def _crash(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+async def test_a_node_whose_certificate_ended_enrols_again_by_its_tpm_alone(tmp_path: Path, maker: TpmMaker) -> None:
+    """The authority was away for longer than a certificate lives: no token is needed, and no hand."""
+    with booted(tmp_path / "tpm", maker) as device:
+        async with installation(tmp_path / "site", virtual=(maker.root,)) as site:
+            settings, store = await enrolled(site, tmp_path, device)
+            first = store.identity()
+            site.clock.advance(first.issued.not_after - site.clock.now() + 1)
+            async with site.enrolling() as address, site.serving() as api:
+                settings = replace(settings, authority=address, renewal=api)
+                with Tpm(device.tcti) as tpm:
+                    certificate = Certificate(settings, store, first, tpm, lambda: None)
+                    await certificate.renew(site.clock)
+    second = store.identity()
+    assert certificate.identity == second
+    assert second.issued.spiffe_id == first.issued.spiffe_id
+    assert second.issued.not_after > first.issued.not_after
+
+
+async def test_a_node_that_is_revoked_does_not_come_back_by_its_tpm(tmp_path: Path, maker: TpmMaker) -> None:
+    with booted(tmp_path / "tpm", maker) as device:
+        async with installation(tmp_path / "site", virtual=(maker.root,)) as site:
+            settings, store = await enrolled(site, tmp_path, device)
+            await site.authority.revocations.revoke_identity(site.id("edge-1"), RevocationReason.KEY_COMPROMISE, "ada")
+            async with site.enrolling() as address:
+                with Tpm(device.tcti) as tpm, pytest.raises(Fault) as caught:
+                    await enrol_again(replace(settings, authority=address), store, EagerClock(), quiet, tpm)
+    assert caught.value.reason in {Reason.ENROLMENT_REFUSED, Reason.IDENTITY_REVOKED, Reason.INVENTORY_STATE}
