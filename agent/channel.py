@@ -44,7 +44,7 @@ class Channel:
 
     def __init__(self, address: Address, context: ssl.SSLContext, timeout: float) -> None:
         self._address = address
-        self._http = http.client.HTTPSConnection(address.host, address.port, timeout=timeout, context=context)
+        self._http = _Connection(address, context, timeout)
         self.server_spki_sha256 = b""
         """SHA-256 of the SubjectPublicKeyInfo of the server that answered last."""
 
@@ -105,6 +105,29 @@ class Channel:
         self._http.sock = connection
         leaf = x509.load_der_x509_certificate(connection.getpeercert(binary_form=True) or b"")
         self.server_spki_sha256 = spki_sha256(leaf)
+
+
+class _Connection(http.client.HTTPSConnection):
+    """An HTTPS connection to `address`, over its Unix socket where it has one."""
+
+    def __init__(self, address: Address, context: ssl.SSLContext, timeout: float) -> None:
+        super().__init__(address.host, address.port, timeout=timeout, context=context)
+        self._via = address.via
+        self._tls = context
+
+    def connect(self) -> None:
+        """See `http.client.HTTPConnection.connect`."""
+        if self._via is None:
+            super().connect()
+            return
+        plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            plain.settimeout(self.timeout)
+            plain.connect(str(self._via))
+            self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+        except BaseException:
+            plain.close()
+            raise
 
 
 class Refusal(Fault):

@@ -21,14 +21,17 @@ from agent.tunnel import TunnelSettings
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.reasons import Reason
+from foundation.wire.streams import AUTHORITY_ROUTE
 
+_AUTHORITY = "authority.sock"  # in the node's folder
 _LIVE = frozenset({"gateways", "ports", "offers"})
 
 
 @dataclass(frozen=True)
 class RunSettings:
     """`node` is what the one-shot commands read too. `drain` is how long open streams may go on once the agent was told
-    to stop, in seconds."""
+    to stop, in seconds. With `through_tunnels` the agent calls the authority over its tunnels, so that nothing else
+    leaves the node; its gateways then have to name the authority (`[gateway.broker] authority`)."""
 
     node: AgentSettings = field(default_factory=AgentSettings)
     gateways: tuple[Address, ...] = ()
@@ -49,11 +52,16 @@ class RunSettings:
     def parse(cls, fields: Fields) -> RunSettings:
         """Raises `Fault(SETTING_INVALID | SETTING_UNKNOWN)` naming the setting."""
         node = AgentSettings.read(fields)
+        ports = fields.each("port", PortSettings.parse, most=MOST_PORTS, optional=True)
+        if fields.flag("through_tunnels", False) and node.renewal is not None:
+            own = node.directory / _AUTHORITY
+            node = replace(node, renewal=replace(node.renewal, via=own))
+            ports += (PortSettings(f"unix:{own}", AUTHORITY_ROUTE, "authority", connections=8),)
         settings = cls(
             node=replace(node, gateways=()),
             gateways=node.gateways or ((node.gateway,) if node.gateway else ()),
             drain=fields.duration("drain", "10s"),
-            ports=fields.each("port", PortSettings.parse, most=MOST_PORTS, optional=True),
+            ports=ports,
             offers=parse_offers(fields),
             tunnel=TunnelSettings.parse(fields.section("tunnel", optional=True)),
             serving=ServingSettings.parse(fields.section("serving", optional=True)),

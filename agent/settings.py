@@ -20,10 +20,12 @@ MOST_GATEWAYS = 16
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A TCP endpoint, and the name that its certificate must bear."""
+    """A TCP endpoint, and the name that its certificate must bear. `via` is a Unix socket that leads there, where it is
+    not dialled itself."""
 
     host: str
     port: int
+    via: Path | None = None
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -19,6 +19,8 @@ from foundation.wire.tunnel import MAX_DOCUMENT
 
 VERSION = 1
 PROTOCOLS = ("tcp", "udp", "http")
+AUTHORITY_ROUTE = "sallyport.authority"
+"""No route of policy's: it leads to the authority's API, which judges for itself."""
 MAX_CERTIFICATE_BYTES = 8 << 10
 MAX_SERVICES = 128
 MAX_SEGMENTS = 64

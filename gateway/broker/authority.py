@@ -22,7 +22,6 @@ from gateway.proxy.identify import Caller
 from gateway.proxy.services import ConnectionServices
 from gateway.streams.registry import Exchange
 
-ROUTE = "sallyport.authority"
 AT_ONCE = 8  # of one node
 MOST_SECONDS = 120.0
 CONNECT_SECONDS = 5.0

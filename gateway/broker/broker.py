@@ -15,8 +15,7 @@ from foundation.identifiers import SpiffeId
 from foundation.identity import IdentityRecord
 from foundation.reasons import Reason
 from foundation.tunnel import Stream, StreamUser, Tunnel
-from foundation.wire.streams import MAX_SEGMENTS, StreamCall, StreamRelay, StreamRequest
-from gateway.broker.authority import ROUTE as AUTHORITY
+from foundation.wire.streams import AUTHORITY_ROUTE, MAX_SEGMENTS, StreamCall, StreamRelay, StreamRequest
 from gateway.broker.authority import AuthorityCalls
 from gateway.broker.http import StreamedConnection
 from gateway.broker.settings import BrokerSettings
@@ -127,7 +126,7 @@ class Broker:
         """Begin what a node asks for over its own tunnel; the stream, where its end has to be seen to. Raises `Fault`
         when no policy need be asked to refuse it."""
         wanted = StreamRequest.parse(document)
-        if wanted.route == AUTHORITY and self._authority is not None:
+        if wanted.route == AUTHORITY_ROUTE and self._authority is not None:
             self._authority.begin(services, caller, near)
             return None
         target = node(services.trust_domain, wanted.target)

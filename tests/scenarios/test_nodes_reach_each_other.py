@@ -44,6 +44,8 @@ class Pair:
 def pair(make_system: MakeSystem, tmp_path_factory: pytest.TempPathFactory, tpm_maker: TpmMaker) -> Iterator[Pair]:
     folder = tmp_path_factory.mktemp("pair")
     system = make_system("brokered")
+    with system.config.open("a") as settings:
+        settings.write(f'\n[gateway.broker]\nauthority = "127.0.0.1:{system.ports["api"]}"\n')
     with (
         manufacture(folder / "tpm-a", tpm_maker) as tpm_a,
         manufacture(folder / "tpm-b", tpm_maker) as tpm_b,
@@ -59,7 +61,7 @@ def pair(make_system: MakeSystem, tmp_path_factory: pytest.TempPathFactory, tpm_
         server = RunningAgent(b, offers=offers)
         ports = tuple((route, "b", protocol) for route, protocol in
                       (("echo", "tcp"), ("echo-udp", "udp"), ("page", "http"), ("closed", "tcp")))  # fmt: skip
-        caller = RunningAgent(a, ports=ports)
+        caller = RunningAgent(a, ports=ports, through_tunnels=True)
         with server.running(), caller.running():
             yield Pair(system, caller, server, service)
 

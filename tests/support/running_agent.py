@@ -30,9 +30,11 @@ class RunningAgent:
         offers: Mapping[str, str] = {},
         ports: tuple[tuple[str, str, str], ...] = (),
         more: str = "",
+        through_tunnels: bool = False,
     ) -> None:
         """`ports` are (route, target, protocol); `more` is TOML behind the section's own settings."""
         self.node = node
+        self.through_tunnels = through_tunnels
         self.process: Running | None = None
         self.control = node.folder / "control.sock"
         numbers = free_ports(len(ports)) if ports else ()
@@ -46,10 +48,19 @@ class RunningAgent:
             lines += [f'target = "{target}"', f'protocol = "{protocol}"']
         self._toml = "\n".join([*lines, ""])
 
+    def _own(self, text: str) -> str:
+        """The node's settings; `through_tunnels`, the authority's API is not where they say, so that only a tunnel
+        leads there."""
+        api = f"{self.node.system.host}:{self.node.system.ports['api']}"
+        if not self.through_tunnels:
+            return text
+        assert api in text
+        return text.replace(api, f"{self.node.system.host}:1") + "through_tunnels = true\n"
+
     def start(self) -> None:
         """Start it, and wait until it has its tunnels and its revision."""
         path = self.node.folder / "agent-run.toml"
-        path.write_text(self.node.config.read_text() + self._toml)
+        path.write_text(self._own(self.node.config.read_text()) + self._toml)
         words = [sys.executable, "-m", "sallyport", "agent", "run", "--config", str(path)]
         self.process = Running(words, self.node.folder / "agent.log")
         self.process.until(lambda: self.is_up, f"the agent of {self.node.name}")
