@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from agent.firewall.ruleset import FAMILY, TABLE, Object
 from foundation.faults import Fault
@@ -46,19 +46,20 @@ class Nft:
 
     async def _run(self, words: Sequence[str], given: bytes = b"") -> tuple[int, bytes, str]:
         try:
-            process = await asyncio.create_subprocess_exec(
-                self._program,
-                *words,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env=_ENVIRONMENT,
-            )
+            with _in_memory(given) as stdin:
+                process = await asyncio.create_subprocess_exec(
+                    self._program,
+                    *words,
+                    stdin=stdin,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.PIPE,
+                    env=_ENVIRONMENT,
+                )
         except OSError as error:
             raise Fault(Reason.FIREWALL_UNAVAILABLE, f"{self._program}: {error.strerror}") from error
         try:
             async with asyncio.timeout(SECONDS):
-                return await _exchanged(process, given)
+                return await _outcome(process)
         except TimeoutError:
             raise Fault(Reason.FIREWALL_UNAVAILABLE, f"nft took more than {SECONDS:g} s") from None
         finally:
@@ -67,22 +68,22 @@ class Nft:
                 await process.wait()
 
 
-async def _exchanged(process: asyncio.subprocess.Process, given: bytes) -> tuple[int, bytes, str]:
-    if process.stdin is None or process.stdout is None or process.stderr is None:
+def _in_memory(given: bytes) -> BinaryIO:
+    """A file with `given`, on no disk: nft opens /dev/stdin anew, which cannot be done with the sockets that uvloop has
+    for pipes. Raises `OSError`."""
+    file = os.fdopen(os.memfd_create("nft"), "w+b")
+    file.write(given)
+    file.seek(0)
+    return file
+
+
+async def _outcome(process: asyncio.subprocess.Process) -> tuple[int, bytes, str]:
+    if process.stdout is None or process.stderr is None:
         raise Fault(Reason.FIREWALL_UNAVAILABLE, "nft has no pipes")
     async with asyncio.TaskGroup() as group:
         output = group.create_task(_read(process.stdout))
         error = group.create_task(_read(process.stderr))
-        group.create_task(_write(process.stdin, given))
     return await process.wait(), output.result(), error.result().decode("utf-8", "replace")
-
-
-async def _write(stream: asyncio.StreamWriter, given: bytes) -> None:
-    # It ended before it read all: its status says why. uvloop says RuntimeError of a pipe that was closed meanwhile.
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError, RuntimeError):
-        stream.write(given)
-        await stream.drain()
-    stream.close()
 
 
 async def _read(stream: asyncio.StreamReader) -> bytes:
