@@ -16,18 +16,20 @@ import pytest
 from deploy.demo.tpm_maker import TpmMaker
 from tests.support.commands import CommandServer
 from tests.support.netns.agents import LOOPBACK, AgentMachine, Port
-from tests.support.netns.calls import HUNG_UP, SERVED, UNREACHABLE, Trespasser, Trespassers
+from tests.support.netns.calls import HUNG_UP, SERVED, UNREACHABLE, Trespasser, Trespassers, trying
 from tests.support.netns.capture import Capture, Flow, capturing
 from tests.support.netns.faults import cut, lossy
 from tests.support.netns.fleet import Fleet, fleet
-from tests.support.netns.services import Echo, conversing
+from tests.support.netns.network import Host
+from tests.support.netns.services import Echo, conversing, echoes
 from tests.support.processes import wait_until
-from tests.support.redis import redis_server
+from tests.support.redis import RedisServer, redis_server
 
 SERVICE = 7000
 ECHO, ECHO_UDP = Port(15000, "echo", "node-b"), Port(15001, "echo-udp", "node-b", "udp")
 UNGRANTED, UNOFFERED = Port(15002, "ungranted", "node-b"), Port(15003, "unoffered", "node-b")
-PORTS = (ECHO, ECHO_UDP, UNGRANTED, UNOFFERED)
+LEAVING = Port(15004, "echo", "leaving")
+PORTS = (ECHO, ECHO_UDP, UNGRANTED, UNOFFERED, LEAVING)
 OFFERS = {"echo": f"tcp://{LOOPBACK}:{SERVICE}", "echo-udp": f"udp://{LOOPBACK}:{SERVICE}"}
 ROUTES = """
   - {name: echo, type: stream, service: echo, kinds: [node]}
@@ -43,9 +45,18 @@ MOVED_WITHIN = 5.0  # seconds
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, tpm_maker: TpmMaker, commands: CommandServer) -> Iterator[Fleet]:
-    with redis_server() as redis, fleet(tmp_path_factory.mktemp("fleet"), tpm_maker, commands, redis.socket) as made:
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def site(
+    tmp_path_factory: pytest.TempPathFactory, tpm_maker: TpmMaker, commands: CommandServer, redis: RedisServer
+) -> Iterator[Fleet]:
+    with fleet(tmp_path_factory.mktemp("fleet"), tpm_maker, commands, redis.socket) as made:
         made.authority.add_policy(routes=ROUTES, grants=GRANTS + "\n")
+        made.name_networks()
         made.publish()
         yield made
 
@@ -80,9 +91,11 @@ def other(site: Fleet, b: AgentMachine) -> Iterator[AgentMachine]:
 
 
 @pytest.fixture(scope="module")
-def trespassers(a: AgentMachine) -> Iterator[Trespassers]:
+def trespassers(a: AgentMachine, b: AgentMachine) -> Iterator[Trespassers]:
     members = [Trespasser("a node on a route without a grant", partial(tried, a, UNGRANTED))]
     members.append(Trespasser("a node that asks for what is not offered", partial(tried, a, UNOFFERED)))
+    members += [Trespasser(f"a node at {b.host.ipv4} itself", partial(tried_directly, a.host, b.host.ipv4))]
+    members += [Trespasser(f"a node at {b.host.ipv6} itself", partial(tried_directly, a.host, b.host.ipv6))]
     with Trespassers(*members) as trying_all_the_time:
         yield trying_all_the_time
 
@@ -116,6 +129,16 @@ def tried(agent: AgentMachine, port: Port) -> str:
         return UNREACHABLE
 
 
+def tried_directly(source: Host, address: str) -> str:
+    """From node to node, past all gateways."""
+    return SERVED if any(direct(source, address)) else "blocked"
+
+
+def direct(source: Host, address: str) -> list[bool]:
+    """Whether the echo answers there, by TCP and by UDP."""
+    return [echoes(source, address, SERVICE, protocol, 0.5) for protocol in ("tcp", "udp")]
+
+
 def within(seconds: float, condition: Callable[[], bool], what: str) -> None:
     """Wait for what has to come in so many seconds."""
     until = time.monotonic() + seconds
@@ -144,6 +167,30 @@ def test_streams_go_by_gateways_and_nothing_else_leaves_a_node(a: AgentMachine, 
         assert tried(a, UNGRANTED) == HUNG_UP
     assert (foreign(of_a, a), foreign(of_b, b)) == ([], [])
     assert {address.removeprefix("::ffff:") for address in echo.came_from} == {LOOPBACK}, "its own agent"
+
+
+def test_the_direct_way_is_blocked_in_the_kernel_on_both_ends(
+    a: AgentMachine, b: AgentMachine, other: AgentMachine, echo: Echo
+) -> None:
+    # 1. At the caller's end: nothing leaves it.
+    with capturing(a.host) as of_a:
+        for address in b.host.addresses:
+            assert direct(a.host, address) == [False, False]
+    assert not [flow for flow in of_a.packets if flow.target in b.host.addresses]
+    # 2. At the target's end, where the caller's is gone: packets come, and nobody hears or answers them.
+    echo.came_from.clear()
+    with other.unwalled():
+        with capturing(b.host) as of_b:
+            for address in b.host.addresses:
+                assert direct(other.host, address) == [False, False]
+        assert {flow.protocol for flow in of_b.packets if flow.source in other.host.addresses} == {"tcp", "udp"}
+        assert not [flow for flow in of_b.packets if flow.outgoing and flow.target in other.host.addresses]
+        assert not [address for address in echo.came_from if address.removeprefix("::ffff:") != LOOPBACK]
+        # 3. It is the firewalls that do it: without both there is a way.
+        with b.unwalled():
+            assert [direct(other.host, address) for address in b.host.addresses] == [[True, True]] * 2
+    for address in b.host.addresses:
+        assert direct(other.host, address) == [False, False]
 
 
 def test_a_target_that_is_denied_sees_not_one_packet(a: AgentMachine, b: AgentMachine, echo: Echo) -> None:
@@ -188,21 +235,39 @@ def test_gateways_relay_to_each_other(site: Fleet, a: AgentMachine, b: AgentMach
         wait_until(partial(a.reaches, ECHO), "the relay again")
 
 
-def test_a_revocation_of_either_end_cuts_the_stream(site: Fleet, a: AgentMachine, b: AgentMachine) -> None:
-    with Echo(site.network["node-c"], SERVICE):
-        caller = AgentMachine(site, site.add_node("leaving-caller", "node-c"), [Port(15200, "echo", "node-b")])
-        with running(caller), caller.talk(Port(15200, "echo", "node-b")) as talk:
+def test_a_revoked_caller_is_cut_and_comes_back_nowhere(site: Fleet, b: AgentMachine) -> None:
+    port = Port(15200, "echo", "node-b")
+    caller = AgentMachine(site, site.add_node("leaving-caller", "node-c"), [port])
+    with running(caller), caller.talk(port) as talk:
+        assert talk.says(b"before")
+        site.revoke(caller.node)
+        assert talk.ending() == "cut"
+        wait_until(lambda: not caller.is_up_at(), "its tunnels to be cut")
+        with trying(Trespasser("a revoked caller", partial(tried, caller, port))):
+            pass
+        assert caller.is_up_at() == set()
+
+
+def test_a_revoked_target_is_cut_and_comes_back_nowhere(site: Fleet, a: AgentMachine) -> None:
+    offers = {"echo": f"tcp://{LOOPBACK}:{SERVICE}"}
+    target = AgentMachine(site, site.add_node("leaving", "node-c"), offers=offers)
+    with Echo(site.network["node-c"], SERVICE) as echo, running(target):
+        wait_until(partial(a.reaches, LEAVING), "its service")
+        with a.talk(LEAVING) as talk:
             assert talk.says(b"before")
-            site.revoke(caller.node)
+            site.revoke(target.node)
             assert talk.ending() == "cut"
-            wait_until(lambda: not caller.is_up_at(), "its tunnels to be cut")
-            assert not caller.reaches(Port(15200, "echo", "node-b"))
+        echo.came_from.clear()
+        with trying(Trespasser("a caller of a revoked target", partial(tried, a, LEAVING))):
+            wait_until(lambda: not target.is_up_at(), "its tunnels to be cut")
+        assert echo.came_from == []
 
 
 def test_agents_that_are_killed_come_back(a: AgentMachine, b: AgentMachine) -> None:
     with a.talk(ECHO) as talk:
         assert talk.says(b"before")
         b.kill()
+        assert b.has_wall(), "what was blocked stays blocked"
         assert talk.ending() == "cut"
         assert tried(a, ECHO) == HUNG_UP
     b.start()
@@ -242,3 +307,16 @@ def test_a_copied_disk_holds_no_tunnel(site: Fleet, a: AgentMachine) -> None:
         wait_until(lambda: "tls_key_unusable" in thief.told(), "the thief's agent to give up, or to go on in vain")
     assert thief.streams() == {}
     thief.kill()
+
+
+def test_without_redis_gateways_do_not_relay_and_all_else_goes_on(
+    site: Fleet, redis: RedisServer, a: AgentMachine, b: AgentMachine
+) -> None:
+    first, second = site.gateways
+    redis.kill()
+    assert a.reaches(ECHO)
+    with cut(site.network, a.host, second.host), cut(site.network, b.host, first.host):
+        wait_until(lambda: (a.is_up_at(), b.is_up_at()) == ({first.name}, {second.name}), "each at one gateway")
+        assert tried(a, ECHO) == HUNG_UP
+        redis.start()
+        wait_until(partial(a.reaches, ECHO), "the relay again")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -11,12 +12,14 @@ from typing import Any
 
 from agent.control import ask
 from foundation.faults import Fault
+from tests.support.netns.faults import stopped
 from tests.support.netns.fleet import Fleet, GatewayMachine, NodeMachine
 from tests.support.netns.network import Host
 from tests.support.netns.services import Conversation, echoes
 from tests.support.processes import Running, wait_until
 
 LOOPBACK = "127.0.0.1"
+TABLE = ("inet", "sallyport")  # of nftables: the agent's
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,11 @@ class AgentMachine:
             self.process = Running(words, self.node.node.folder / "agent.log")
 
     def start(self) -> None:
-        """Until its tunnels stand."""
+        """Until its tunnels stand, and its firewall."""
         self.launch()
         assert self.process is not None
         self.process.until(self.is_up, "the agent's tunnels")
+        self.process.until(self.is_walled, "the agent's firewall")
 
     def stop(self) -> None:
         if self.process is not None:
@@ -102,6 +106,21 @@ class AgentMachine:
         """Whether it has a tunnel to each of these gateways, to all when none is named."""
         return {gateway.name for gateway in at or self.site.gateways} <= self.streams().keys()
 
+    def is_walled(self) -> bool:
+        return self.status().get("firewall") == "in_force"
+
+    @contextlib.contextmanager
+    def unwalled(self) -> Iterator[None]:
+        """Its owner stops the agent and takes the firewall away; when the agent goes on, it mends that."""
+        assert self.process is not None
+        with stopped(self.process):
+            self.host.run("nft", "delete", "table", *TABLE)
+            yield
+        wait_until(self.has_wall, f"the firewall of {self.node.name} to be mended")
+
+    def has_wall(self) -> bool:
+        return " ".join(TABLE) in self.host.run("nft", "list", "tables")
+
     def comes_up(self, at: Sequence[GatewayMachine] = ()) -> None:
         wait_until(lambda: self.is_up(at), f"the tunnels of {self.node.name}")
 
@@ -119,6 +138,7 @@ class AgentMachine:
     ) -> None:
         addresses = ", ".join(f'"{gateway.gateway.address}"' for gateway in gateways)
         lines = [f"gateways = [{addresses}]"]
+        lines += ["[agent.firewall]", 'interval = "1s"']
         lines += ["[agent.tunnel]", 'connect = "3s"', 'ping = "1s"', 'silence = "3s"']
         for port in ports:
             lines += ["[[agent.port]]", f'listen = "{LOOPBACK}:{port.number}"', f'route = "{port.route}"']

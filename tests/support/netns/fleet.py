@@ -214,6 +214,15 @@ class Fleet:
         """The machine of `node` under another name, which the inventory expects."""
         return NodeMachine(node.host, self.authority.add_node(name, node.node.device), node.turn)
 
+    def name_networks(self) -> None:
+        """The policy says in which networks nodes live: agents keep their firewalls by them. Nothing is published."""
+        subnets = [subnet for name in NODES for subnet in self.network[name].subnets]
+        listed = ", ".join(f'"{subnet}"' for subnet in subnets)
+        segments = self.authority.workspace / "segments.yaml"
+        text, reaches = segments.read_text(), "    reaches: [edge]\n"
+        assert reaches in text
+        segments.write_text(text.replace(reaches, f"{reaches}    networks: [{listed}]\n"))
+
     def publish(self) -> None:
         """A revision of the workspace as it is, in force at every gateway."""
         revision = self.authority.publish()

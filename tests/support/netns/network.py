@@ -34,6 +34,7 @@ class Host(Namespace):
     def __init__(self, name: str, number: int) -> None:
         super().__init__(name)
         self.ipv4, self.ipv6 = f"10.77.{number}.2", f"fd77:0:0:{number}::2"
+        self.subnets = (f"10.77.{number}.0/24", f"fd77:0:0:{number}::/64")
         self.gateway4, self.gateway6 = f"10.77.{number}.1", f"fd77:0:0:{number}::1"
 
     @property
