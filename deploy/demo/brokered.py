@@ -107,14 +107,14 @@ class TwoNodes:
             with socket.create_connection(("127.0.0.1", self._port), timeout=_SECONDS) as stream:
                 stream.sendall(b"temperature\n")
                 self._story.tell(f"edge-2's sensor says: {stream.recv(100).decode().strip()}")
-            why = self._story.run("access", "why", "edge-1", "sensor", *self._story.api())
+            why = self._story.run("access", "why", "edge-1", "sensor", "--to", SECOND, *self._story.api())
             self._story.tell(*why.strip().splitlines()[:6])
 
     def refused(self) -> None:
         with self._story.chapter("The same to the route `shell`, which no grant covers: edge-2 hears nothing of it"):
             with socket.create_connection(("127.0.0.1", self._shell), timeout=_SECONDS) as stream:
                 self._story.tell("the connection is closed" if _ends(stream) else "THE STREAM IS OPEN")
-            why = self._story.run("access", "why", "edge-1", "shell", *self._story.api())
+            why = self._story.run("access", "why", "edge-1", "shell", "--to", SECOND, *self._story.api())
             self._story.tell(*why.strip().splitlines()[:4])
 
     def direct(self) -> None:
