@@ -4,9 +4,11 @@
 //	shake     makes full TLS 1.3 handshakes with client certificates, one after another
 //	hold      holds connections and streams open, by commands on standard input, and tells when each closed
 //	tunnels   holds nodes' tunnels and streams over them, in the same way
+//	pour      measures what passes between connections and a service, in bytes
+//	bounce    the same in round trips of small messages
 //	upstream  answers: a small body at once, or a stream that never ends
 //
-// It speaks to loopback alone. `ask` and `shake` end by themselves and print what they found as JSON; two lines come
+// It speaks to loopback alone. `ask`, `shake`, `pour` and `bounce` end by themselves and print what they found as JSON; two lines come
 // before it, `counting` and `counted`, when they begin and cease to count: whoever measures a server's CPU reads it then.
 package main
 
@@ -20,9 +22,11 @@ import (
 )
 
 func main() {
-	commands := map[string]func([]string) error{"ask": ask, "shake": shake, "hold": hold, "tunnels": holdTunnels, "upstream": upstream}
+	commands := map[string]func([]string) error{
+		"ask": ask, "shake": shake, "hold": hold, "tunnels": holdTunnels, "pour": pour, "bounce": bounce, "upstream": upstream,
+	}
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		must(errors.New("say ask, shake, hold, tunnels or upstream"))
+		must(errors.New("say ask, shake, hold, tunnels, pour, bounce or upstream"))
 	}
 	must(commands[os.Args[1]](os.Args[2:]))
 }

@@ -57,6 +57,8 @@ MAX_CREDIT = (1 << 31) - 1
 MAX_STREAM = (1 << 32) - 1
 WINDOW = 256 << 10
 """How much of a stream may be sent before the other side gives more, in bytes."""
+CREDIT_STEP = WINDOW // 2
+"""From how many bytes on credit is given: each CREDIT is a TLS record and a system call of its own, at every hop."""
 STREAMS = 4096
 """How many streams of each side may be open at once; a relay may carry more, where both sides say so."""
 FRAMES_OF_NODE = 1_000
@@ -229,7 +231,7 @@ class TunnelState:
         if found is None or found.ended_there:
             return b""
         found.owed += size
-        if found.owed < WINDOW // 4:
+        if found.owed < CREDIT_STEP:
             return b""
         given, found.owed = found.owed, 0
         found.room += given

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.wire.tunnel import (
+    CREDIT_STEP,
     FRAME_WORTH,
     FRAMES_OF_NODE,
     HEADER,
@@ -227,8 +228,9 @@ def test_a_stream_carries_its_window_and_not_a_byte_more() -> None:
 def test_what_was_consumed_may_be_sent_again_in_steps_worth_a_frame() -> None:
     pair = Pair()
     stream = pair.open()
-    pair.send(stream, bytes(MAX_DATA))
-    assert pair.acceptor.consumed(stream, WINDOW // 4 - 1) == b""
+    for _ in range(CREDIT_STEP // MAX_DATA):
+        pair.send(stream, bytes(MAX_DATA))
+    assert pair.acceptor.consumed(stream, CREDIT_STEP - 1) == b""
     given = pair.acceptor.consumed(stream, 1)
     assert pair.at_dialer(given) == [CreditReceived(stream)]
     assert pair.dialer.credit(stream) == WINDOW
