@@ -18,7 +18,7 @@ from tests.support.commands import CommandServer
 from tests.support.netns.agents import LOOPBACK, AgentMachine, Port
 from tests.support.netns.calls import HUNG_UP, SERVED, UNREACHABLE, Trespasser, Trespassers, trying
 from tests.support.netns.capture import Capture, Flow, capturing
-from tests.support.netns.faults import cut, lossy
+from tests.support.netns.faults import cut, delayed, lossy, narrow
 from tests.support.netns.fleet import Fleet, fleet
 from tests.support.netns.network import Host
 from tests.support.netns.services import Echo, conversing, echoes
@@ -297,6 +297,12 @@ def test_a_frozen_gateway_is_left(site: Fleet, a: AgentMachine) -> None:
 def test_loss_on_every_link_costs_time_and_nothing_else(site: Fleet, a: AgentMachine, b: AgentMachine) -> None:
     with lossy(site.network, a.host, 5), lossy(site.network, b.host, 5), a.talk(ECHO) as talk:
         assert talk.says(bytes(100_000))
+
+
+def test_a_slow_and_narrow_link_costs_time_and_nothing_else(site: Fleet, a: AgentMachine) -> None:
+    with delayed(site.network, a.host, 0.1, site.folder), narrow(site.network, a.host, "1mbit"), a.talk(ECHO) as talk:
+        assert talk.says(bytes(50_000))
+        wait_until(partial(a.reaches, ECHO_UDP), "datagrams")
 
 
 def test_a_copied_disk_holds_no_tunnel(site: Fleet, a: AgentMachine) -> None:

@@ -172,6 +172,14 @@ def test_a_killed_authority_comes_back_with_all_that_it_said(site: Fleet, node: 
     site.refuses(heard_again, "identity_revoked")
 
 
+def test_a_killed_control_plane_is_found_again(site: Fleet, node: NodeMachine) -> None:
+    watch = node.watch(site.gateways[0])
+    site.store.kill()
+    assert watch.ending() == "cut"
+    assert not node.is_served(site.gateways[0])
+    site.start_store()
+
+
 def test_a_link_that_loses_packets_costs_time_and_nothing_else(site: Fleet, node: NodeMachine) -> None:
     revoked = site.add_node("cut-with-loss", "node-b")
     watch = revoked.watch(site.gateways[0])

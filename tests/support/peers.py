@@ -42,18 +42,43 @@ http {{
 """
 
 
+class Etcd:
+    """An etcd that listens on `host` and keeps its data below `folder`, started and killed at will."""
+
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+        ports = free_ports(2)
+        self.url, peer = f"http://{host}:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
+        self._log = folder / "etcd.log"
+        self._words = ["etcd", "--data-dir", str(folder / "etcd"), "--log-level", "error"]
+        self._words += ["--listen-client-urls", self.url, "--advertise-client-urls", self.url]
+        self._words += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
+        self._words += ["--initial-cluster", f"default={peer}"]
+        self._process: Running | None = None
+
+    def start(self) -> None:
+        self._process = Running(self._words, self._log)
+        self._process.until(lambda: answers(f"{self.url}/health"), "etcd")
+
+    def kill(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process = None
+
+    def stop(self) -> None:
+        if self._process:
+            self._process.terminate()
+            self._process = None
+
+
 @contextlib.contextmanager
-def etcd(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
-    """The URL of an etcd that listens on `host` and keeps its data below `folder`."""
-    ports = free_ports(2)
-    client, peer = f"http://{host}:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
-    words = ["etcd", "--data-dir", str(folder / "etcd"), "--log-level", "error"]
-    words += ["--listen-client-urls", client, "--advertise-client-urls", client]
-    words += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
-    words += ["--initial-cluster", f"default={peer}"]
-    with running(words, folder / "etcd.log") as process:
-        process.until(lambda: answers(f"{client}/health"), "etcd")
-        yield client
+def etcd(folder: Path) -> Iterator[str]:
+    """The URL of an etcd that runs while the block lasts."""
+    server = Etcd(folder)
+    try:
+        server.start()
+        yield server.url
+    finally:
+        server.stop()
 
 
 class Nginx:

@@ -27,7 +27,7 @@ from tests.support.commands import CommandServer, Done
 from tests.support.netns.calls import SERVED, Call, outcome
 from tests.support.netns.clocks import WallClock, build_library
 from tests.support.netns.network import Host, Network, network
-from tests.support.peers import etcd
+from tests.support.peers import Etcd
 from tests.support.processes import PATIENCE, Running, wait_until
 from tests.support.split import Gateway, only_authority
 from tests.support.system import Client, Node, OpenAnswer, System
@@ -143,9 +143,10 @@ class Fleet:
         self.network, self.folder, self.maker, self.redis = net, folder, maker, redis
         self.clocks = {name: WallClock(folder / "clocks" / name, library) for name in (*GATEWAYS, "authority")}
         host = net["authority"]
+        self.store = Etcd(folder, net["store"].ipv4)
         self.authority = System(
             folder / "authority",
-            "",
+            self.store.url,
             commands,
             maker,
             listens=host.ipv4,
@@ -158,17 +159,17 @@ class Fleet:
     # --- its beginning ------------------------------------------------------------------------------
 
     def start(self) -> None:
-        self._start_store()
+        self.start_store()
         self.authority.initialise()
         only_authority(self.authority)
         self.start_authority()
         for name in GATEWAYS:
             self.gateways.append(self._add_gateway(name))
 
-    def _start_store(self) -> None:
-        host = self.network["store"]
-        with host.inside():
-            self.authority.control_plane = self._stack.enter_context(etcd(self.folder, host.ipv4))
+    def start_store(self) -> None:
+        """The control plane, until it answers."""
+        with self.network["store"].inside():
+            self.store.start()
 
     def start_authority(self) -> None:
         """Until it is ready."""
@@ -274,6 +275,7 @@ class Fleet:
                 gateway.gateway.process.terminate()
         if self.authority.process is not None:
             self.authority.stop()
+        self.store.stop()
         self._stack.close()
 
 
