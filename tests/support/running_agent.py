@@ -59,11 +59,16 @@ class RunningAgent:
 
     def start(self) -> None:
         """Start it, and wait until it has its tunnels and its revision."""
+        self.launch()
+        assert self.process is not None
+        self.process.until(lambda: self.is_up, f"the agent of {self.node.name}")
+
+    def launch(self) -> None:
+        """Start it, without waiting."""
         path = self.node.folder / "agent-run.toml"
         path.write_text(self._own(self.node.config.read_text()) + self._toml)
         words = [sys.executable, "-m", "sallyport", "agent", "run", "--config", str(path)]
         self.process = Running(words, self.node.folder / "agent.log")
-        self.process.until(lambda: self.is_up, f"the agent of {self.node.name}")
 
     @property
     def is_up(self) -> bool:
