@@ -7,7 +7,7 @@ Laws held here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from foundation.faults import Fault
@@ -24,7 +24,7 @@ from gateway.broker.stream import BrokeredStream, Reach, by_name_alone, node, st
 from gateway.proxy.connection import ClientConnection
 from gateway.proxy.identify import Caller, Peer
 from gateway.proxy.services import ConnectionServices
-from gateway.snapshot import PolicyPart, Snapshot
+from gateway.snapshot import PolicyPart, Snapshot, SnapshotStore
 from policies.model import Permit
 from policies.segments import segments_of
 
@@ -67,7 +67,7 @@ class Broker:
         self,
         settings: BrokerSettings,
         table: SiblingTable,
-        snapshot: Callable[[], Snapshot],
+        store: SnapshotStore,
         siblings: Relay,
         gateways: Relay | None = None,
         announcer: Announcer | None = None,
@@ -75,7 +75,8 @@ class Broker:
         """`siblings` leads to the other workers of this gateway, by `table`; `gateways` to other gateways, which hear
         from `announcer` what is here: None where there are none."""
         self.settings = settings
-        self.snapshot = snapshot
+        self._store = store
+        self._renewals = store.renewals
         self._table = table
         self._siblings = siblings
         self._gateways = gateways
@@ -94,6 +95,10 @@ class Broker:
         """End what no listener ends."""
         if self._authority is not None:
             await self._authority.close()
+
+    def snapshot(self) -> Snapshot:
+        """What is true now."""
+        return self._store.current
 
     # --- tunnels ----------------------------------------------------------------------------------------------
 
@@ -115,6 +120,16 @@ class Broker:
         if self._announcer is not None:
             self._announcer.release(node_id, tunnel.epoch)
 
+    def is_replaced(self, tunnel: NodeTunnel) -> bool:
+        """Whether the node holds a newer tunnel, at whichever worker."""
+        owner = self._table.owner(tunnel.peer.id)
+        return owner is None or owner.epoch > tunnel.epoch
+
+    def certified_until(self, peer: Peer) -> float:
+        """Until when a tunnel may stand by its certificate, or by one that was renewed from it (seconds since the Unix
+        epoch)."""
+        return self._renewals.until(peer, self.snapshot().revoked_serials)
+
     def holder(self, target: SpiffeId) -> NodeTunnel | None:
         return self._tunnels.get(target)
 
@@ -131,6 +146,8 @@ class Broker:
             return None
         target = node(services.trust_domain, wanted.target)
         ways = [self._siblings] if self._gateways is None else [self._siblings, self._gateways]
+        if services.draining:
+            raise Fault(Reason.DRAINING)
         return self._begin(services, caller, near, wanted, self._reach(target, ways))
 
     def relayed(
@@ -147,8 +164,6 @@ class Broker:
         self, services: ConnectionServices, caller: Caller, near: Stream, wanted: StreamRequest, reach: Reach
     ) -> BrokeredStream | None:
         table = services.routes()
-        if services.draining:
-            raise Fault(Reason.DRAINING)
         if table is None:
             raise Fault(Reason.REVISION_MISSING)
         route = stream_route(table, wanted)

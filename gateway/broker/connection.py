@@ -21,6 +21,8 @@ from gateway.proxy.services import ConnectionServices
 from gateway.standing import refusal_by_standing, standing_of
 
 SOFTWARE = "sallyport"
+REPLACED_SECONDS = 3.0
+LOOK_SECONDS = 5.0
 
 
 class FramedConnection(ClientConnection):
@@ -159,9 +161,11 @@ class FramedConnection(ClientConnection):
 
 
 class TunnelConnection(FramedConnection):
-    """A node's tunnel. Implements `gateway.broker.broker.NodeTunnel`."""
+    """A node's tunnel. Implements `gateway.broker.broker.NodeTunnel`.
 
-    __slots__ = ("epoch",)
+    While draining it stays the one to ask until the node has another: siblings find the node at any moment."""
+
+    __slots__ = ("_look_again", "_replaced_by", "epoch")
 
     protocol = "tunnel"
     kind = Kind.NODE
@@ -169,6 +173,28 @@ class TunnelConnection(FramedConnection):
     def __init__(self, services: ConnectionServices, siblings: set[ClientConnection], broker: Broker) -> None:
         super().__init__(services, siblings, broker)
         self.epoch = 0
+        self._replaced_by = NEVER  # while draining: when the node should have another tunnel by (monotonic seconds)
+        self._look_again = 0.0  # whether its certificate has ended (monotonic seconds)
+
+    def sweep(self, now: float) -> None:
+        """See `ClientConnection.sweep`. A tunnel lasts no longer than the trust in it."""
+        if now >= self._look_again:
+            self._look_again = now + LOOK_SECONDS
+            if self.services.clock.now() >= self._broker.certified_until(self.peer):
+                self.abort(Reason.CERTIFICATE_EXPIRED)
+                return
+        super().sweep(now)
+
+    def close_if_idle(self) -> None:
+        """While draining: the node is told to have its new streams elsewhere, and for this it needs another tunnel."""
+        now = self.services.clock.monotonic()
+        if self._replaced_by == NEVER:
+            self._replaced_by = now + REPLACED_SECONDS
+            self.tunnel.drain()
+        if self.under_way:
+            return
+        if not self._greeted or now >= self._replaced_by or self._broker.is_replaced(self):
+            self.close()
 
     def _arrive(self) -> None:
         self._broker.arrived(self)

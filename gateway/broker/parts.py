@@ -49,7 +49,7 @@ class BrokerParts:
             own = SpiffeId.parse(certificates.spiffe_id)
             self._presence = Presence(hot, clock, own, settings.relay)
             gateways = GatewaysRelay(self._presence, own, certificates, self._links)
-        self.broker = Broker(settings, table, lambda: store.current, self._siblings, gateways, self._presence)
+        self.broker = Broker(settings, table, store, self._siblings, gateways, self._presence)
 
         def check(certificate: bytes) -> None:
             check_issued(certificate, certificates.authorities, clock.now())

@@ -67,9 +67,7 @@ class BrokeredPlane(DataPlane):
 
     def join(self, gateways: Relay | None = None, announcer: Announcer | None = None) -> None:
         """Build the broker, with a way to other gateways where there is one."""
-        self.broker = broker = Broker(
-            self.broker_settings, self.table, lambda: self.store.current, self.siblings, gateways, announcer
-        )
+        self.broker = broker = Broker(self.broker_settings, self.table, self.store, self.siblings, gateways, announcer)
 
         def check(certificate: bytes) -> None:
             check_issued(certificate, (self.authority.certificate,), self.clock.now())

@@ -317,6 +317,51 @@ async def test_a_draining_gateway_takes_no_new_streams_and_keeps_the_open_ones(
         assert not nodes[0].is_lost
 
 
+async def test_a_draining_worker_stays_the_one_to_ask_until_the_node_has_another_tunnel(
+    siblings: tuple[BrokeredPlane, BrokeredPlane],
+) -> None:
+    """So that a reload, or an upgrade, loses no stream that is asked for meanwhile."""
+    first, second = siblings
+    a, b = await first.node("a"), await second.node("b")
+    async with _background(second.listener.drain(60.0)):
+        await second.advance(1.0)
+        await settled(lambda: b.is_draining)
+        assert (await a.reach("b")).answer is not None
+        newer = await first.node("b")
+        for use in b.calls:
+            assert use.stream is not None
+            use.stream.reset(Reason.TUNNEL_LOST)
+        await second.advance(0.5)
+        await settled(lambda: b.is_lost)
+        assert (await a.reach("b")).answer is not None
+        assert len(newer.calls) == 1
+
+
+async def test_a_node_that_gets_no_other_tunnel_is_not_waited_for(plane: BrokeredPlane) -> None:
+    node = await plane.node("a")
+    async with _background(plane.listener.drain(60.0)):
+        await plane.advance(1.0)
+        await settled(lambda: node.is_draining)
+        assert not node.is_lost
+        await plane.advance(4.0)
+        await settled(lambda: node.is_lost)
+
+
+async def test_a_tunnel_lasts_no_longer_than_its_certificate(plane: BrokeredPlane, nodes: tuple[Node, Node]) -> None:
+    holder = plane.broker.holder(spiffe("a"))
+    assert holder is not None
+    plane.clock.advance(holder.peer.not_after - plane.clock.now() - 20.0)
+    heard = [node.heard for node in nodes]
+    for node in nodes:
+        node.tunnel.ping()
+    await settled(lambda: all(node.heard > before for node, before in zip(nodes, heard, strict=True)))
+    await plane.advance(6.0)
+    assert plane.broker.open_count == 2
+    plane.clock.advance(15.0)
+    await plane.advance(6.0)
+    await settled(lambda: nodes[0].is_lost and nodes[1].is_lost)
+
+
 async def test_a_reader_that_does_not_read_holds_back_its_writer(
     plane: BrokeredPlane, nodes: tuple[Node, Node]
 ) -> None:
