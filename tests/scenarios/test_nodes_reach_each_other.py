@@ -129,6 +129,23 @@ def test_a_grant_that_is_taken_back_cuts_what_is_open(pair: Pair) -> None:
         assert exchange(connection, b"again") == b"again"
 
 
+def test_a_reload_loses_no_stream(pair: Pair) -> None:
+    """Workers are replaced while streams are open and others are asked for."""
+    system, before = pair.system, pair.system.workers
+    with pair.caller.connect("echo", "b") as lasting:
+        assert exchange(lasting, b"before") == b"before"
+        system.edit('authority = "', 'answer = "11s"\nauthority = "')
+        assert system.process is not None
+        system.process.signal(signal.SIGHUP)
+        asked = 0
+        while not (system.workers - before and asked > 20):
+            with pair.caller.connect("echo", "b") as connection:
+                assert exchange(connection, b"meanwhile") == b"meanwhile", log_of(pair.caller)[-2000:]
+            asked += 1
+        assert exchange(lasting, b"after") == b"after"
+    wait_until(lambda: pair.caller.is_up and pair.server.is_up, "tunnels to the new workers")
+
+
 def test_a_killed_worker_loses_only_its_streams_and_tunnels_come_back(pair: Pair) -> None:
     for worker in sorted(pair.system.workers):
         os.kill(worker, signal.SIGKILL)
