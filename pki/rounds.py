@@ -29,6 +29,9 @@ from pki.inventory import write_attestation
 from pki.tables import attestations, identities
 
 MAX_TOGETHER = 128
+GATHERING_SECONDS = 0.01
+"""How long the first waits for others: a deadline that moves so much later is none the worse, and one wait for the
+disk, one look of each follower, serves all that come meanwhile."""
 _T = TypeVar("_T")
 _Asked = tuple[Callable[[Work], Awaitable[Any]], asyncio.Future[Any]]
 
@@ -174,6 +177,7 @@ class _Together:
     async def _write_waiting(self) -> None:
         try:
             while self._waiting:
+                await asyncio.sleep(GATHERING_SECONDS)
                 await self._write_some()
         finally:
             self._writing = None
