@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
-from collections.abc import Coroutine
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -28,6 +29,16 @@ app = typer.Typer(
     help="The node's agent: tunnels, local ports, services.",
 )
 
+
+class LogLevel(StrEnum):
+    """From which level on the log is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
 _Config = Annotated[Path, typer.Option("--config", help="TOML file with [agent].")]
 
 
@@ -38,17 +49,13 @@ def run(
         Path | None,
         typer.Option(help="Enrol by this token (mode 0600; - reads standard input) where there is none yet."),
     ] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    log_level: Annotated[LogLevel, typer.Option(help="debug, info, warning or error.")] = LogLevel.INFO,
 ) -> None:
     """Be this node's agent until SIGTERM. SIGHUP reads gateways, ports and offers anew."""
-    from agent.run import run as run_agent
-    from foundation.logs import configure_logging
-
-    configure_logging(log_level)
     settings = RunSettings.load(config)
     if enrol_token_file is not None:
         _enrol_once(settings.node, enrol_token_file)
-    _run(run_agent(settings, lambda: RunSettings.load(config), SystemClock()))
+    _become_agent(config, log_level.value)
 
 
 @app.command()
@@ -63,6 +70,13 @@ def status(
     sys.stdout.write(json.dumps(found) + "\n" if as_json else _text(found))
 
 
+def _become_agent(config: Path, log_level: str) -> NoReturn:
+    """Go on as `agent.process`, which says why, with the modules that this process finds and no others."""
+    environment = {"MALLOC_ARENA_MAX": "2", **os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, "-P", "-m", "agent.process", str(config), log_level]
+    os.execve(sys.executable, words, environment)  # noqa: S606  # our own interpreter, and no shell
+
+
 def _enrol_once(settings: AgentSettings, token_file: Path) -> None:
     """Enrol unless that was done."""
     store = NodeStore(settings.directory, settings.pem)
@@ -74,18 +88,7 @@ def _enrol_once(settings: AgentSettings, token_file: Path) -> None:
         from agent.enrol import enrol
         from agent.token import read_token
 
-        _run(enrol(settings, read_token(token_file), store, SystemClock(), lambda _step: None))
-
-
-def _run(work: Coroutine[Any, Any, object]) -> None:
-    """On uvloop where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(work)
-    else:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(work)
+        asyncio.run(enrol(settings, read_token(token_file), store, SystemClock(), lambda _step: None))
 
 
 def _text(found: dict[str, Any]) -> str:

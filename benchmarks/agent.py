@@ -3,8 +3,8 @@
 A node with an emulated TPM (swtpm) enrols; its agent keeps two tunnels, to the one gateway by two addresses, offers a
 service, opens no port and supervises nothing. Memory is all that its process tree has resident (RSS), libraries too,
 for on a node there is no other Python to share them with; it is read some seconds after both tunnels stand.
-`agent_start_ms` is from the start of the process to `READY=1`, `agent_tunnels_ms` to both tunnels, whose handshakes are
-signed in the TPM.
+`agent_start_ms` is from the start of the process to `READY=1`, `agent_tunnels_ms` to both tunnels, for which the TPM
+signs two handshakes.
 """
 
 from __future__ import annotations

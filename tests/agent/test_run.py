@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -163,3 +166,41 @@ async def test_a_port_that_cannot_listen_stops_the_start_with_its_name(
             await run(settings, lambda: settings, SystemClock())
     assert caught.value.reason is Reason.SETTING_INVALID
     assert taken.listen in caught.value.field
+
+
+def test_the_running_agent_holds_nothing_of_the_command_line(tmp_path: Path, authority: SmallAuthority) -> None:
+    """A process that never imported typer, found by its own control socket."""
+    config = tmp_path / "agent.toml"
+    config.write_text(
+        f'[agent]\ndirectory = "{tmp_path / "node"}"\nattestation = "none"\n[agent.firewall]\nenabled = false\n'
+    )
+    NodeStore(tmp_path / "node").save(identity_of(authority, "edge-a", now=FAR))
+    words = [sys.executable, "-m", "sallyport", "agent", "run", "--config", str(config)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE) as started:
+        try:
+            until = time.monotonic() + 30
+            while not (tmp_path / "node/agent.sock").exists():
+                assert started.poll() is None, started.communicate()[1]
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            command = Path(f"/proc/{started.pid}/cmdline").read_bytes().split(b"\0")
+            assert b"agent.process" in command
+            assert ask(tmp_path / "node/agent.sock")["node"].endswith("/node/edge-a")
+        finally:
+            started.terminate()
+        assert started.wait(30) == 0
+
+
+def test_a_process_that_cannot_start_says_why(tmp_path: Path) -> None:
+    config = tmp_path / "agent.toml"
+    config.write_text(f'[agent]\ndirectory = "{tmp_path / "node"}"\n')
+    words = [sys.executable, "-m", "sallyport", "agent", "run", "--config", str(config)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "not_enrolled" in done.stderr
+    assert Reason.NOT_ENROLLED.remedy in done.stderr
+
+
+def test_the_agents_process_imports_no_command_line() -> None:
+    program = "import sys, agent.process; sys.exit(any(m.partition('.')[0] in ('typer', 'rich') for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
