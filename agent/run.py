@@ -203,12 +203,15 @@ class Agent:
         """How everything stands, for the machine's own people."""
         issued = self.certificate.identity.issued
         certificate_until, attested_until = self._ends()
+        held = self.bundles.current if self.bundles else None
         return {
             "node": issued.spiffe_id,
             "certificate": {"not_after": certificate_until, "renew_after": issued.renew_after},
             "attested_until": attested_until,
             "renewal_fault": "" if self.renewal.fault is None else str(self.renewal.fault),
             "floor": self.offer.floor,
+            "bundle_age": None if held is None else round(max(self.time.now() - held.bundle.at, 0.0), 3),
+            "bundle_fault": "" if self.bundles is None or self.bundles.fault is None else str(self.bundles.fault),
             "firewall": self.firewall.standing().value,
             "outbox": self.outbox.waiting,
             "tunnels": self.tunnels.status(),

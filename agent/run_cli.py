@@ -93,7 +93,7 @@ def _enrol_once(settings: AgentSettings, token_file: Path) -> None:
 
 def _text(found: dict[str, Any]) -> str:
     lines = [f"node            {found['node']}"]
-    lines += [f"{name:<15} {found[name]}" for name in ("attested_until", "floor")]
+    lines += [f"{name:<15} {found[name]}" for name in ("attested_until", "floor", "bundle_age")]
     lines += [f"{name:<15} {value}" for name, value in found["certificate"].items()]
     for tunnel in found["tunnels"]:
         state = "up" if tunnel["up"] else f"down ({tunnel['fault'] or 'dialling'})"

@@ -29,9 +29,11 @@ from foundation.identity import (
 )
 from foundation.reasons import Reason
 from foundation.trace import TraceContext
+from foundation.wire.bundle import BundleTerms, NodeBundle
 from foundation.wire.changes import encode_change, parse_change
 from foundation.wire.enrolment import Begin, Challenge, Complete, Evidence, Issued, PcrSelection, Token
 from foundation.wire.proxy_protocol import FIXED_BYTES, LOCAL, Addresses, parse_header, proxy_header, remaining
+from foundation.wire.records import CHAIN_START, NodeRecord, Receipt, RecordBatch, RecordKind
 from foundation.wire.streams import Hello, StreamAnswer, StreamCall, StreamRefusal, StreamRelay, StreamRequest
 from foundation.wire.tunnel import HEADER, MAX_DATAGRAM, Kind, TunnelState
 from foundation.wire.tunnel_events import DataReceived, StreamRequested
@@ -52,6 +54,22 @@ _EXAMPLES |= {
     "stream_relay": StreamRelay(_REQUEST, b"der", 3, "d"),
     "stream_answer": StreamAnswer("d"),
     "stream_refusal": StreamRefusal(Reason.TARGET_ABSENT, "d"),
+}
+_LINE = NodeRecord(1.5, RecordKind.DECISION, {"id": "d", "allow": True}).encode()
+_EXAMPLES |= {
+    "node_bundle": NodeBundle(
+        at=9.0,
+        numbers=SnapshotNumbers(1, 2, 3, 4),
+        policy_key=b"-----BEGIN PUBLIC KEY-----",
+        record=IdentityRecord(_NODE, State.ACTIVE, 2, ("r",), 1, "eu", "lab", "edge", {"k": "v"}, {"m": "1"}),
+        posture=Posture(AttestationClass.VIRTUAL, Verdict.PASSED),
+        attested_until=60.0,
+        terms=BundleTerms(),
+        archive=b"archive\n",
+    ),
+    "record_batch": RecordBatch("0" * 32, 1, CHAIN_START, (_LINE, _LINE)),
+    "node_record": NodeRecord(1.5, RecordKind.GAP, {"dropped": {"health": 2}}),
+    "receipt": Receipt(7, CHAIN_START),
 }
 _CHANGES: list[Change] = [
     Revocation(1, _NODE, "0a", "key_compromise", 5.5),
