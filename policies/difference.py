@@ -9,15 +9,19 @@ Laws held here:
 from __future__ import annotations
 
 import marshal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any
 
+from foundation.identity import IdentityRecord
 from policies.engine import CompiledPolicy
 from policies.model import Query
 from policies.projection import DataPath, Path
 
 _ROUTE: Path = ("route",)
-_MISSING = object()
+_ENDS = ("identity", "target")
+_PLAIN = ("tier", "region", "site", "segment")
+MISSING = object()
 
 
 class PolicyDifference:
@@ -34,6 +38,8 @@ class PolicyDifference:
         # A place whose ground part did not change concerns nobody.
         self._paths = tuple(path for path in paths if not same_code or self._changed(_ground(path)))
         self._everything = any(not path for path in self._paths)
+        places = {key for path in self._paths for key in path if not isinstance(key, str)}
+        self._readers = {place: reader(place) for place in places}
         self.routes = self._routes()
 
     def concerns(self, query: Query) -> bool:
@@ -58,9 +64,9 @@ class PolicyDifference:
         """
         found: list[str] = []
         for key in path:
-            value = key if isinstance(key, str) else _value(query, key)
-            if value is _MISSING:
-                return (_at(self._before, tuple(found)) is _MISSING) != (_at(self._after, tuple(found)) is _MISSING)
+            value = key if isinstance(key, str) else self._readers[key](query)
+            if value is MISSING:
+                return (_at(self._before, tuple(found)) is MISSING) != (_at(self._after, tuple(found)) is MISSING)
             if not isinstance(value, str):
                 break
             found.append(value)
@@ -83,16 +89,28 @@ def _ground(path: DataPath) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _value(query: Query, place: Path) -> object:
-    if place == _ROUTE:  # nearly every policy's, and the document costs more than all else here
-        return query.route
-    return _at(query.to_input(), place)
+def reader(place: Path) -> Callable[[Query], object]:
+    """What stands at `place` of a query's document; `MISSING` for nothing. For places that policies mostly look data up
+    by the document is not made: it costs more than all else here."""
+    if place == _ROUTE:
+        return attrgetter("route")
+    if len(place) == 2 and place[0] in _ENDS and place[1] in _PLAIN:
+        return _end_reader(place[0], attrgetter(place[1]))
+    if len(place) == 3 and place[0] in _ENDS and place[1] == "labels":
+        return _end_reader(place[0], lambda record: record.labels.get(place[2], MISSING))
+    return lambda query: _at(query.to_input(), place)
+
+
+def _end_reader(end: str, read: Callable[[IdentityRecord], object]) -> Callable[[Query], object]:
+    if end == "identity":
+        return lambda query: read(query.identity)
+    return lambda query: MISSING if query.target is None or query.target_posture is None else read(query.target)
 
 
 def _at(document: object, path: Path) -> object:
     for key in path:
         if not isinstance(document, Mapping) or key not in document:
-            return _MISSING
+            return MISSING
         document = document[key]
     return document
 
@@ -104,4 +122,4 @@ def _keys(value: Any) -> tuple[str, ...]:
 def _spelled(value: Any) -> bytes:
     """Bytes that equal values of equal types alone have (see `policies.projector`). Objects whose keys stand in another
     order look different, which is the safe side."""
-    return b"" if value is _MISSING else marshal.dumps(value, 2)
+    return b"" if value is MISSING else marshal.dumps(value, 2)

@@ -9,10 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
-from policies.difference import PolicyDifference
+from policies.difference import MISSING, PolicyDifference, reader
 from policies.engine import CompiledPolicy
 from policies.model import Answer, Query
 from policies.projection import ALL_DATA, DataReads, data_reads_of
@@ -20,6 +22,7 @@ from policies.wasm import WasmEngine
 from tests.support import randompolicies
 from tests.support.engines import compiled, put_data, small, wasm
 from tests.support.policy import starter
+from tests.support.queries import QUERIES as ANY_QUERIES
 from tests.support.workspaces import query
 
 POLICIES, CHANGES, QUERIES = 16, 25, 12
@@ -116,6 +119,28 @@ def test_values_of_other_types_are_other_values(one: object, other: object) -> N
     before = replace(small(), data={"workspace": {"grants": {"r": one}}})
     after = replace(before, data={"workspace": {"grants": {"r": other}}})
     assert PolicyDifference(before, after).routes == {"r"}
+
+
+PLACES = [
+    ("route",),
+    *(
+        (end, name)
+        for end in ("identity", "target")
+        for name in ("tier", "region", "site", "segment", "name", "labels")
+    ),
+    *((end, "labels", key) for end in ("identity", "target") for key in ("a", "")),
+    ("identity", "labels", "a", "b"),
+    ("staleness",),
+    ("nothing", "at", "all"),
+]
+
+
+@given(ANY_QUERIES, st.sampled_from(PLACES))
+def test_a_place_is_read_as_it_stands_in_the_document(asked: Query, place: tuple[str, ...]) -> None:
+    found: Any = asked.to_input()
+    for key in place:
+        found = found.get(key, MISSING) if isinstance(found, dict) else MISSING
+    assert reader(place)(asked) == found
 
 
 @pytest.mark.parametrize("seed", range(POLICIES))

@@ -313,6 +313,16 @@ def _listed(host: Host) -> list[dict[str, Any]]:
     return found
 
 
+def test_one_capability_is_enough(net: Network) -> None:
+    """As the service runs: not root, with CAP_NET_ADMIN alone (deploy/systemd/sallyport-agent.service)."""
+    caps = "-all,+net_admin"
+    alone = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    alone += [f"--inh-caps={caps}", f"--ambient-caps={caps}", f"--bounding-set={caps}"]
+    for what in (replacement(wall(net)), refill(wall(net))):
+        net["node-a"].run(*alone, "nft", "-j", "-f", "-", text=what.decode())
+    assert differences(ruleset(wall(net)), _listed(net["node-a"])) == ()
+
+
 # --- the one that keeps it ------------------------------------------------------------------------------------------
 class Site:
     """Host a, its firewall, and the networks that policy names."""
