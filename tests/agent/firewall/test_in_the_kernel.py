@@ -313,14 +313,16 @@ def _listed(host: Host) -> list[dict[str, Any]]:
     return found
 
 
-def test_one_capability_is_enough(net: Network) -> None:
+async def test_one_capability_is_enough(net: Network, tmp_path: Path) -> None:
     """As the service runs: not root, with CAP_NET_ADMIN alone (deploy/systemd/sallyport-agent.service)."""
-    caps = "-all,+net_admin"
-    alone = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
-    alone += [f"--inh-caps={caps}", f"--ambient-caps={caps}", f"--bounding-set={caps}"]
-    for what in (replacement(wall(net)), refill(wall(net))):
-        net["node-a"].run(*alone, "nft", "-j", "-f", "-", text=what.decode())
-    assert differences(ruleset(wall(net)), _listed(net["node-a"])) == ()
+    program, caps = tmp_path / "nft", "-all,+net_admin"
+    alone = f"--reuid 65534 --regid 65534 --clear-groups --inh-caps={caps} --ambient-caps={caps} --bounding-set={caps}"
+    program.write_text(f'#!/bin/sh\nexec setpriv {alone} nft "$@"\n')
+    program.chmod(0o755)
+    with net["node-a"].inside():
+        for what in (replacement(wall(net)), refill(wall(net))):
+            await Nft(program).execute(what)
+        assert differences(ruleset(wall(net)), await Nft(program).listed() or ()) == ()
 
 
 # --- the one that keeps it ------------------------------------------------------------------------------------------
