@@ -22,6 +22,10 @@ from pki.node_health import NodeStanding
 from pki.node_records import KeptRecord
 
 
+MAX_RECORDS = 200
+"""In one answer: records are larger than other rows."""
+
+
 class NodeApi:
     """Handlers of bundles and records. `policy_key` tells the policy signing key's public half now, PEM; `terms` are
     those of every bundle."""
@@ -56,7 +60,8 @@ class NodeApi:
         return Answer(receipt.encode())
 
     async def records(self, call: Call) -> Answer:
-        node, limit = SpiffeId(self._trust_domain, Kind.NODE, call.parameters["name"]), limit_of(call)
+        node = SpiffeId(self._trust_domain, Kind.NODE, call.parameters["name"])
+        limit = min(limit_of(call), MAX_RECORDS)
         kind = RecordKind(_kind(call.query["kind"])) if "kind" in call.query else None
         found = await self._authority.node_records.page(
             node, kind=kind, after=whole_number(call, "after", 0), limit=limit
