@@ -100,7 +100,9 @@ class Agent:
         hosts = (*hosts_of(node), *(gateway.host for gateway in settings.gateways))
         self._watched: dict[str, WatchedClock] = {}
         wall_clock = self._watch("firewall") if settings.firewall.enabled else clock
-        self.firewall = Firewall(settings.firewall, self._networks, hosts, node.directory, wall_clock)
+        self.firewall = Firewall(
+            settings.firewall, self._networks, hosts, node.directory, wall_clock, record=self._note
+        )
         self.bundles: Bundles | None = None
         self.attester: Attester | None = None
         self.renewal = Renewal(self.certificate, self._watch("renewal") if authority else clock, _draw)
@@ -252,7 +254,10 @@ class Agent:
     def _check(self, call: StreamCall) -> Reason | None:
         if self.bundles is not None and call.revision > self.offer.floor:
             self.bundles.ask()
-        return self.offer.refusal(Opening(call.source, call.segments, call.route, call.service, call.revision))
+        refusal = self.offer.refusal(Opening(call.source, call.segments, call.route, call.service, call.revision))
+        if refusal is not None:
+            self.outbox.add(RecordKind.DECISION, _refused_call(call, refusal, self.offer.floor))
+        return refusal
 
     def _networks(self) -> tuple[Network, ...] | None:
         held = self.bundles.current if self.bundles else None
@@ -296,6 +301,21 @@ class Agent:
 
     def _status_line(self) -> str:
         return f"{self._up_count()} of {len(self.tunnels.tunnels)} gateways, {self.tunnels.stream_count} streams"
+
+
+def _refused_call(call: StreamCall, refusal: Reason, floor: int) -> dict[str, Any]:
+    """For the record: a gateway had permitted this stream by `call.decision`, and this node does not take it."""
+    return {
+        "id": call.decision,
+        "allow": False,
+        "reasons": [refusal.code],
+        "source": str(call.source),
+        "segments": list(call.segments),
+        "route": call.route,
+        "service": call.service,
+        "revision": call.revision,
+        "floor": floor,
+    }
 
 
 async def run(settings: RunSettings, reload: Reload, clock: Clock) -> None:

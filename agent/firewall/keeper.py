@@ -15,6 +15,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from agent.firewall.drift import differences, is_framed
 from agent.firewall.nft import Nft
@@ -38,10 +39,17 @@ _RESOLVING = 5.0
 _MAX_ADDRESSES = 16
 _log = logging.getLogger("sallyport.agent.firewall")
 
+MAX_TOLD_DIFFERENCES, MAX_TOLD = 16, 256  # on record
 Networks = Callable[[], tuple[Network, ...] | None]
 """Those of the newest signed revision; None while there is none. Raises `Fault`."""
 Resolve = Callable[[str], Awaitable[tuple[Network, ...]]]
 """The addresses of a host. Raises `OSError`."""
+
+
+Record = Callable[[str, dict[str, Any]], None]
+
+
+def _unrecorded(event: str, detail: dict[str, Any]) -> None: ...
 
 
 class Firewall:
@@ -57,8 +65,11 @@ class Firewall:
         clock: Clock,
         nft: Nft | None = None,
         resolve: Resolve | None = None,
+        record: Record = _unrecorded,
     ) -> None:
+        """`record` puts what happened on the node's record."""
         self._settings = settings
+        self._record = record
         self._networks = networks
         self._hosts = Hosts(hosts, clock, resolve or resolved)
         self._folder = folder
@@ -136,6 +147,7 @@ class Firewall:
             return
         _log.warning("the firewall was changed beside the agent; it is set anew", extra={"differences": list(found)})
         self._told_until = self._clock.monotonic() + TOLD_SECONDS
+        self._record("firewall.drifted", {"differences": [each[:MAX_TOLD] for each in found[:MAX_TOLD_DIFFERENCES]]})
 
     def _note(self, fault: str) -> None:
         if fault and fault != self._fault:

@@ -94,6 +94,7 @@ async def test_without_a_signed_revision_nothing_is_served(authority: SmallAutho
             with pytest.raises(ConnectionResetError):
                 await reader.read(1)
             assert agent.services.status()["refused"] == {"revision_missing": 1}
+            assert agent.outbox.waiting == 1  # on record, for whoever asks why a permitted stream was refused
 
 
 async def test_a_running_agent_says_how_it_stands(authority: SmallAuthority, tmp_path: Path) -> None:

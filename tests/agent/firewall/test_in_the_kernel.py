@@ -333,11 +333,17 @@ class Site:
         self.net, self.host, self.folder = net, net["node-a"], folder
         self.clock = ManualClock()
         self.networks: tuple[Block, ...] | None = NODES
+        self.recorded: list[str] = []
         self.firewall = self.started()
 
     def started(self) -> Firewall:
         return Firewall(
-            FirewallSettings(), lambda: self.networks, self.net["gateway"].addresses, self.folder, self.clock
+            FirewallSettings(),
+            lambda: self.networks,
+            self.net["gateway"].addresses,
+            self.folder,
+            self.clock,
+            record=lambda event, _detail: self.recorded.append(event),
         )
 
     async def look(self) -> None:
@@ -387,6 +393,7 @@ async def test_what_was_changed_beside_it_is_told_and_mended(
     await site.look()
     assert (site.is_closed(), site.firewall.standing()) == (True, Standing.DRIFTED)
     assert "changed beside the agent" in caplog.text
+    assert site.recorded == ["firewall.drifted"]
     site.clock.advance(61)
     await site.look()
     assert site.firewall.standing() is Standing.IN_FORCE
