@@ -17,9 +17,12 @@ for package in aiohttp sqlalchemy redis wasmtime opentelemetry prometheus_client
     if "$FOLDER/venv/bin/python" -c "import $package" 2>/dev/null; then echo "$package is installed" >&2; exit 1; fi
 done
 "$sallyport" node --help >/dev/null
-"$FOLDER/venv/bin/python" -c 'import agent.tpm_commands, agent.renew, agent.call, agent.supervisor, agent.health'
+"$FOLDER/venv/bin/python" -c 'import agent.tpm_commands, agent.renew, agent.call, agent.run'
 if said=$("$sallyport" node status --directory "$FOLDER/node" 2>&1); then echo "status of no node: $said" >&2; exit 1; fi
 [[ $said == *not_enrolled* ]] || { echo "status says: $said" >&2; exit 1; }
+printf '[agent]\ndirectory = "%s"\n' "$FOLDER/node" >"$FOLDER/agent.toml"
+if said=$("$sallyport" agent run --config "$FOLDER/agent.toml" 2>&1); then echo "no node runs: $said" >&2; exit 1; fi
+[[ $said == *not_enrolled* ]] || { echo "agent run says: $said" >&2; exit 1; }
 if said=$("$sallyport" serve --help 2>&1); then echo "the server is installed" >&2; exit 1; fi
 [[ $said == *"sallyport[server]"* ]] || { echo "serve says: $said" >&2; exit 1; }
 echo "the agent runs alone: $(du -sm "$FOLDER/venv" | cut -f1) MB on disk," \
