@@ -15,10 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from agent.configuration import RunSettings
-from agent.settings import DEFAULT_FILE, AgentSettings
-from agent.store import NodeStore
-from foundation.clock import SystemClock
+from agent.settings import DEFAULT_FILE
 from foundation.faults import Fault
 from foundation.reasons import Reason
 
@@ -52,9 +49,8 @@ def run(
     log_level: Annotated[LogLevel, typer.Option(help="debug, info, warning or error.")] = LogLevel.INFO,
 ) -> None:
     """Be this node's agent until SIGTERM. SIGHUP reads gateways, ports and offers anew."""
-    settings = RunSettings.load(config)
     if enrol_token_file is not None:
-        _enrol_once(settings.node, enrol_token_file)
+        _enrol_once(config, enrol_token_file)
     _become_agent(config, log_level.value)
 
 
@@ -64,6 +60,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
 ) -> None:
     """Ask the running agent how its tunnels, ports and services stand."""
+    from agent.configuration import RunSettings
     from agent.control import ask
 
     found = ask(RunSettings.load(config).node.control)
@@ -77,8 +74,13 @@ def _become_agent(config: Path, log_level: str) -> NoReturn:
     os.execve(sys.executable, words, environment)  # noqa: S606  # our own interpreter, and no shell
 
 
-def _enrol_once(settings: AgentSettings, token_file: Path) -> None:
+def _enrol_once(config: Path, token_file: Path) -> None:
     """Enrol unless that was done."""
+    from agent.configuration import RunSettings
+    from agent.store import NodeStore
+    from foundation.clock import SystemClock
+
+    settings = RunSettings.load(config).node
     store = NodeStore(settings.directory, settings.pem)
     try:
         store.identity()

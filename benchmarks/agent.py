@@ -4,7 +4,7 @@ A node with an emulated TPM (swtpm) enrols; its agent keeps two tunnels, to the 
 service, opens no port and supervises nothing. Memory is all that its process tree has resident (RSS), libraries too,
 for on a node there is no other Python to share them with; it is read some seconds after both tunnels stand.
 `agent_start_ms` is from the start of the process to `READY=1`, `agent_tunnels_ms` to both tunnels, for which the TPM
-signs two handshakes.
+signs two handshakes; `agent_start_cpu_ms` is what its process ran until then.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.enrolment import let_in
 from benchmarks.figure import Figure, alone, at_most
 from benchmarks.processes import running
 from benchmarks.site import Site, command, enlist, initialise, serving
-from benchmarks.usage import rss
+from benchmarks.usage import cpu, rss
 from deploy.demo.emulated_tpm import EmulatedTpm, manufacture
 from deploy.demo.tpm_maker import TpmMaker
 
@@ -40,10 +40,12 @@ socket = "{folder}/local.sock"
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start of an agent: milliseconds to `READY=1` and to both tunnels, and its bytes of memory afterwards."""
+    """One start of an agent: milliseconds to `READY=1` and to both tunnels, milliseconds of CPU to the latter, and its
+    bytes of memory afterwards."""
 
     ready: float
     tunnels: float
+    cpu: float
     memory: int
 
 
@@ -59,11 +61,12 @@ def figures(short: bool) -> Iterator[Figure]:
             plain = [_start(served, tpm, "") for _ in range(times)]
             local = [_start(served, tpm, _LOCAL.format(folder=folder)) for _ in range(times)]
     memory, with_local = ([each.memory / 1e6 for each in starts] for starts in (plain, local))
-    ready, tunnels = ([getattr(each, name) for each in plain] for name in ("ready", "tunnels"))
+    ready, tunnels, spent = ([getattr(each, name) for each in plain] for name in ("ready", "tunnels", "cpu"))
     yield at_most("agent_memory_mb", statistics.median(memory), "MB", 60, COMMAND, memory)
     yield at_most("agent_memory_local_mb", statistics.median(with_local), "MB", 90, COMMAND, with_local)
     yield alone("agent_start_ms", statistics.median(ready), "ms", COMMAND, ready)
     yield alone("agent_tunnels_ms", statistics.median(tunnels), "ms", COMMAND, tunnels)
+    yield alone("agent_start_cpu_ms", statistics.median(spent), "ms", COMMAND, spent)
 
 
 def _enrol(site: Site, tpm: EmulatedTpm) -> None:
@@ -101,9 +104,10 @@ enabled = false
             except OSError:
                 print(f"the end of {log}:", *log.read_text().splitlines()[-10:], sep="\n", file=sys.stderr)
                 raise
-            tunnels = time.monotonic()
+            tunnels, spent = time.monotonic(), cpu([process.pid]).total
             time.sleep(SETTLE_SECONDS)
-            return Start((ready - began) * 1000, (tunnels - began) * 1000, rss([process.pid]))
+            memory = rss([process.pid])
+            return Start((ready - began) * 1000, (tunnels - began) * 1000, spent * 1000, memory)
 
 
 @contextmanager
