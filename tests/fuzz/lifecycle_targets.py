@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from functools import partial
 
+from agent.firewall.wall import Wall, networks_of
 from foundation.faults import Fault
 from policies.archive import pack, unpack
 from policies.lifecycle.revision import verify
@@ -25,6 +26,8 @@ def _yaml(raw: bytes) -> None:
 def _workspace(name: str, raw: bytes) -> None:
     found = load_workspace({**MINIMAL, name: raw}, _DEFAULT)
     rows = found.data["workspace"]
+    assert Wall(networks_of(found.data)).nodes == networks_of(found.data)
+    assert rows.get("selectors", {}).get("of", {}).keys() <= rows["segments"].keys()
     assert {route.name for route in found.routes} == rows["routes"].keys() >= rows["grants"].keys()
     assert all(row["expires"] > 0 for roles in rows["grants"].values() for grants in roles.values() for row in grants)
 
@@ -49,7 +52,11 @@ SEEDS = {
     "yaml": [b"a:\n  - b: 'c'\n    d: |\n      e\n", (STARTER / "grants.yaml").read_bytes()],
     "routes": [MINIMAL["routes.yaml"], MINIMAL["routes.yaml"].replace(b"kinds", b"prefix: /a, class: critical, kinds")],
     "grants": [MINIMAL["grants.yaml"]],
-    "segments": [MINIMAL["segments.yaml"]],
+    "segments": [
+        MINIMAL["segments.yaml"],
+        b"segments:\n  - {name: edge, select: {labels: {a: [b]}, tiers: [1], regions: [r], sites: [s]},"
+        b" reaches: [edge], networks: [10.0.0.0/16, 'fd00::/48']}\n",
+    ],
     "api": [_DEFAULT["api.yaml"]],
     "archive": [gzip.decompress(pack({"manifest.json": b"{}", "rego/a.rego": b"package a"}))],
     "unsigned": [pack({"manifest.json": b"{}", "manifest.sig": b"s"})],

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.firewall.drift import MAX_TOLD, counts, differences, is_framed
 from agent.firewall.ruleset import ruleset
@@ -138,6 +141,22 @@ def test_what_is_no_table_is_not_judged(objects: Any) -> None:
     with pytest.raises(Fault) as caught:
         differences(ruleset(WALL), objects)
     assert caught.value.reason is Reason.FIREWALL_UNAVAILABLE
+
+
+_TEXTS = st.sampled_from(
+    ["name", "set", "elem", "rule", "chain", "expr", "counter", "handle", "table", "10.0.0.0/8", "a"]
+)
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | _TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXTS, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(st.lists(_JSON, max_size=4))
+def test_whatever_is_listed_differs_or_is_not_judged(objects: Any) -> None:
+    with contextlib.suppress(Fault):
+        assert differences(ruleset(WALL), objects)
 
 
 def test_counters_are_told_by_rule() -> None:
