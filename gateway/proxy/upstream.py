@@ -260,7 +260,7 @@ class Upstreams:
         try:
             found = await self._resolver.look_up(pool)
             if live.value is pool:
-                self._leaving.update(live.set_addresses(found.addresses))
+                self._leaving.update(live.set_addresses(found.addresses, found.places))
                 seconds = refresh_after(found.ttl, pool.refresh)
         except Fault as fault:
             _LOG.warning("upstream %s: %s (%s)", pool.name, fault, fault.internal)

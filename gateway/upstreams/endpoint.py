@@ -61,7 +61,9 @@ class Endpoint:
         "name",
         "next_check",
         "pool",
+        "rank",
         "retired",
+        "share",
         "since",
         "streak",
         "weight",
@@ -75,6 +77,8 @@ class Endpoint:
         self.destination = Destination(pool.value.dns or address, pool.value.tls)
         self.active = 0
         self.weight = 1.0
+        self.share = 1.0
+        self.rank = 0  # addresses of the lowest are asked, the next ones when none of those is in service
         self.connections: set[Pooled] = set()
         self.dialling = 0
         self._idle: dict[Lane, list[Pooled]] = {}

@@ -12,20 +12,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
-from gateway.upstreams.balance import least_loaded, slow_start_weight
+from gateway.upstreams.balance import least_loaded, ring, shares, slow_start_weight
 from gateway.upstreams.breaker import why_open
 from gateway.upstreams.budget import Failure, has_budget
 from gateway.upstreams.endpoint import Endpoint, Lane
 from gateway.upstreams.health import UNCHECKED, after
 from gateway.upstreams.outlier import ejection_seconds, may_eject, verdict
+from gateway.upstreams.resolve import Place
 from policies.upstreams import Address, HealthCheck, Pool
 
+NO_PLACES: Mapping[Address, Place] = MappingProxyType({})
 _LOG = logging.getLogger(__name__)
 
 
@@ -141,8 +144,11 @@ class LivePool:
         """Let go of all addresses; which they were."""
         return self.set_addresses({})
 
-    def set_addresses(self, found: Mapping[Address, str]) -> list[Endpoint]:
-        """These addresses, by their names, are the pool's from now on; the ones that are no longer."""
+    def set_addresses(
+        self, found: Mapping[Address, str], places: Mapping[Address, Place] = NO_PLACES
+    ) -> list[Endpoint]:
+        """These addresses, by their names, are the pool's from now on, and stand at these places; the ones that are no
+        longer."""
         gone = [endpoint for address, endpoint in self.endpoints.items() if address not in found]
         known, now = self.endpoints, self.clock.monotonic()
         self.endpoints = {each: known.get(each) or Endpoint(self, each, name) for each, name in found.items()}
@@ -151,15 +157,29 @@ class LivePool:
                 self._came(endpoint, now)
         for endpoint in gone:
             endpoint.retire()
+        self._place(places)
         self.reckon()
         return gone
+
+    def _place(self, places: Mapping[Address, Place]) -> None:
+        """Of a service: the rank of each address, and its share within it."""
+        for rank in {place.priority for place in places.values()}:
+            these = [each for each in self.endpoints.values() if each.address in places]
+            these = [each for each in these if places[each.address].priority == rank]
+            for each, share in zip(these, shares([places[one.address].weight for one in these]), strict=True):
+                each.rank, each.share = rank, share
 
     def reckon(self) -> None:
         """Which addresses take requests, after anything changed."""
         everyone = list(self.endpoints.values())
-        healthy = [endpoint for endpoint in everyone if endpoint.in_service]
-        self.panicking = len(healthy) * 100 < self.value.panic * len(everyone)
-        self.serving = everyone if self.panicking else healthy
+        for rank in sorted({endpoint.rank for endpoint in everyone}):
+            these = [endpoint for endpoint in everyone if endpoint.rank == rank]
+            healthy = [endpoint for endpoint in these if endpoint.in_service]
+            if healthy and len(healthy) * 100 >= self.value.panic * len(these):
+                self.panicking, self.serving = False, ring(healthy)
+                return
+        self.panicking = bool(self.value.panic and everyone)
+        self.serving = everyone if self.panicking else []
 
     # --- what addresses showed --------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from foundation.faults import Fault
@@ -21,11 +22,20 @@ LOOKUP_SECONDS = 5.0
 MAX_TARGETS = 32  # of an SRV answer: each is one more look-up
 
 
+class Place(NamedTuple):
+    """Where an address stands among the others of its service (RFC 2782)."""
+
+    priority: int
+    weight: int
+
+
 class Found(NamedTuple):
-    """The addresses that DNS named, each with what it is called, and for how many seconds that holds."""
+    """The addresses that DNS named, each with what it is called, and for how many seconds that holds. `places` are
+    those of a service's addresses."""
 
     addresses: Mapping[Address, str]
     ttl: float
+    places: Mapping[Address, Place] = MappingProxyType({})
 
 
 class Resolver(Protocol):
@@ -94,13 +104,13 @@ class DnsResolver:
         return Found({Address(each, port): name for each in kept}, min(ttls))
 
     async def _service(self, name: str, networks: tuple[str, ...]) -> Found:
-        """The targets of the best priority (RFC 2782); their weights are left to balancing by load."""
+        """The targets, the best priority first (RFC 2782)."""
         records = await self._ask(name, "SRV")
         if not records:
             raise Fault(Reason.UPSTREAM_UNREACHABLE, internal=f"DNS has no service {name}")
-        best = min(record.data.priority for record in records)
-        targets = [record for record in records if record.data.priority == best][:MAX_TARGETS]
+        targets = sorted(records, key=lambda record: int(record.data.priority))[:MAX_TARGETS]
         found: dict[Address, str] = {}
+        places: dict[Address, Place] = {}
         ttl = min(float(record.ttl) for record in records)
         failed: Fault | None = None
         for target in targets:
@@ -109,11 +119,14 @@ class DnsResolver:
             except Fault as fault:
                 failed = fault  # the others serve
             else:
-                found |= each.addresses
+                place = Place(int(target.data.priority), int(target.data.weight))
+                for address, called in each.addresses.items():
+                    found.setdefault(address, called)
+                    places.setdefault(address, place)
                 ttl = min(ttl, each.ttl)
         if not found and failed is not None:
             raise failed
-        return Found(dict(list(found.items())[:MAX_ANSWERS]), ttl)
+        return Found(dict(list(found.items())[:MAX_ANSWERS]), ttl, places)
 
     async def _ask(self, name: str, kind: str) -> list[Any]:
         """The records of this kind, following aliases; none when there are none. Raises `Fault`."""

@@ -42,7 +42,7 @@ def _about(endpoint: Endpoint, now: float) -> dict[str, Any]:
         "back_in_seconds": round(max(0.0, endpoint.ejected_until - now), 1),
         "active": endpoint.active,
         "connections": len(endpoint.connections),
-        "weight": round(endpoint.weight, 2),
+        "weight": round(endpoint.weight * endpoint.share, 2),
     }
 
 

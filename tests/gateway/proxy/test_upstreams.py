@@ -15,7 +15,7 @@ from foundation.faults import Fault
 from foundation.identity import Revocation
 from foundation.reasons import Reason
 from gateway.proxy.upstream import UpstreamSettings
-from gateway.upstreams.resolve import Found
+from gateway.upstreams.resolve import Found, Place
 from policies.routes import Route
 from policies.upstreams import Address, Breaker, Discovery, HealthCheck, Outlier, Retries
 from tests.fakes.trust import spiffe
@@ -510,6 +510,24 @@ async def test_a_pool_follows_its_name_and_keeps_what_it_knew(tmp_path: Path) ->
             asked = names.asked
             await plane.advance(21)
             assert names.asked == asked + 1  # the refresh is the longest
+
+
+async def test_of_a_service_the_next_rank_is_asked_when_none_of_the_first_is_in_service(tmp_path: Path) -> None:
+    """RFC 2782: priority, and within one the weight."""
+    first, second, names = Named("first"), Named("second"), Names()
+    async with first.running() as at_first, second.running() as at_second:
+        named = {"addresses": (), "discovery": Discovery.SRV, "dns": Address("_store._tcp.internal", 0)}
+        ejecting = {"outlier": Outlier(consecutive_failures=1, share=100), "retries": Retries(tries=0)}
+        plane = DataPlane(tmp_path, (route(at_first, "api", pool={**named, **ejecting, "panic": 0}),))
+        plane.upstreams._resolver = names
+        places = {at_first: Place(1, 1), at_second: Place(2, 1)}
+        names.found = Found({at_first: "first.internal", at_second: "second.internal"}, 100.0, places)
+        async with plane.running():
+            client = await plane.connect()
+            assert [await body(client) for _ in range(3)] == [b"first"] * 3
+            live = plane.upstreams._pools["api"]
+            live.endpoints[at_first].failed()
+            assert [await body(client) for _ in range(3)] == [b"second"] * 3
 
 
 async def test_the_first_requests_wait_until_the_name_is_known(tmp_path: Path) -> None:

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.upstreams.balance import LEAST_WEIGHT, SCANNED, least_loaded, slow_start_weight
+from gateway.upstreams.balance import (
+    LEAST_SHARE,
+    LEAST_WEIGHT,
+    SCANNED,
+    least_loaded,
+    ring,
+    shares,
+    slow_start_weight,
+)
 from gateway.upstreams.breaker import why_open
 from gateway.upstreams.budget import Failure, has_budget, is_repeatable
 from gateway.upstreams.health import UNCHECKED, Health, after
@@ -20,9 +28,14 @@ from policies.upstreams import Breaker, HealthCheck, Outlier, Retries
 class Loaded:
     active: int
     weight: float = 1.0
+    share: float = 1.0
+
+    @property
+    def load(self) -> float:
+        return (self.active / self.share + 1) / self.weight
 
 
-loads = st.builds(Loaded, st.integers(0, 1000), st.floats(LEAST_WEIGHT, 1.0))
+loads = st.builds(Loaded, st.integers(0, 1000), st.floats(LEAST_WEIGHT, 1.0), st.floats(LEAST_SHARE, 1.0))
 
 
 # --- balance -----------------------------------------------------------------------------------------
@@ -31,13 +44,13 @@ loads = st.builds(Loaded, st.integers(0, 1000), st.floats(LEAST_WEIGHT, 1.0))
 @given(st.lists(loads, min_size=1, max_size=SCANNED), st.integers())
 def test_nobody_has_less_to_do_than_the_one_picked(candidates: list[Loaded], start: int) -> None:
     chosen = least_loaded(candidates, start)
-    assert all((chosen.active + 1) / chosen.weight <= (each.active + 1) / each.weight for each in candidates)
+    assert all(chosen.load <= each.load for each in candidates)
 
 
 @given(st.lists(loads, min_size=SCANNED + 1, max_size=64), st.integers())
 def test_of_a_large_pool_a_bounded_part_is_compared(candidates: list[Loaded], start: int) -> None:
     chosen = least_loaded(candidates, start)
-    better = [each for each in candidates if (each.active + 1) / each.weight < (chosen.active + 1) / chosen.weight]
+    better = [each for each in candidates if each.load < chosen.load]
     assert len(better) <= len(candidates) - SCANNED
 
 
@@ -45,6 +58,40 @@ def test_idle_addresses_are_shared_out_by_start() -> None:
     candidates = [Loaded(0) for _ in range(5)]
     assert {id(least_loaded(candidates, start)) for start in range(5)} == {id(each) for each in candidates}
     assert least_loaded(candidates, 7) is least_loaded(candidates, 7)
+
+
+@given(st.lists(st.integers(0, 65535), min_size=1, max_size=32))
+def test_shares_are_in_proportion_to_weights(weights: list[int]) -> None:
+    found = shares(weights)
+    assert all(LEAST_SHARE <= share <= 1.0 for share in found)
+    assert max(found) == 1.0
+    for weight, share in zip(weights, found, strict=True):
+        if share > LEAST_SHARE and max(weights):
+            assert share == weight / max(weights)
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=8))
+def test_a_ring_has_each_by_its_share(weights: list[int]) -> None:
+    candidates = [Loaded(0, share=share) for share in shares(weights)]
+    turns = [sum(1 for each in ring(candidates) if each is one) for one in candidates]
+    assert min(turns) >= 1
+    for one, turn in zip(candidates, turns, strict=True):
+        assert abs(turn - one.share * max(turns)) <= 1 or turn == 1
+
+
+def test_idle_addresses_are_begun_at_by_their_shares() -> None:
+    candidates = [Loaded(0, share=share) for share in shares([3, 1])]
+    places = ring(candidates)
+    begun = [least_loaded(places, start) for start in range(400)]
+    assert sum(1 for each in begun if each is candidates[0]) == 300
+
+
+def test_busy_addresses_are_kept_busy_by_their_shares() -> None:
+    candidates = [Loaded(0, share=share) for share in shares([3, 1])]
+    places = ring(candidates)
+    for start in range(400):
+        least_loaded(places, start).active += 1
+    assert [each.active for each in candidates] == [300, 100]
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0.001, 1e6))

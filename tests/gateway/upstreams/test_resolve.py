@@ -15,7 +15,7 @@ import pytest
 from deploy.demo.free_ports import free_ports
 from foundation.faults import Fault
 from foundation.reasons import Reason
-from gateway.upstreams.resolve import DnsResolver, Found
+from gateway.upstreams.resolve import DnsResolver, Found, Place
 from policies.upstreams import Address, Discovery, Pool
 
 NAMES = """
@@ -26,9 +26,9 @@ fd12::3 store.test
 127.0.0.1 inner.test
 """
 WORDS = (
-    "--srv-host=_store._tcp.test,store.test,2379,1",
-    "--srv-host=_store._tcp.test,other.test,2380,1",
-    "--srv-host=_store._tcp.test,inner.test,9,7",  # of a worse priority: not asked for
+    "--srv-host=_store._tcp.test,store.test,2379,1,30",
+    "--srv-host=_store._tcp.test,other.test,2380,5,10",
+    "--srv-host=_store._tcp.test,inner.test,9,7",  # leads inside: the others serve
     "--srv-host=_store._tcp.test,missing.test,2381,1",  # the others serve
     "--srv-host=_inner._tcp.test,inner.test,9,1",
     "--cname=alias.test,store.test",
@@ -112,7 +112,7 @@ async def test_names_become_addresses(tmp_path: Path) -> None:
                 await asyncio.sleep(0.05)  # it reads when it likes
 
 
-async def test_services_become_the_addresses_of_the_best_targets(tmp_path: Path) -> None:
+async def test_services_become_the_addresses_of_their_targets(tmp_path: Path) -> None:
     async with dnsmasq(tmp_path) as zone:
         found = await looked_up(zone, pool_of("_store._tcp.test"))
         assert found.addresses == {
@@ -122,6 +122,12 @@ async def test_services_become_the_addresses_of_the_best_targets(tmp_path: Path)
             Address("10.1.0.9", 2380): "other.test",
         }
         assert found.ttl <= 17
+        assert found.places == {
+            Address("10.1.0.1", 2379): Place(1, 30),
+            Address("10.1.0.2", 2379): Place(1, 30),
+            Address("fd12::3", 2379): Place(1, 30),
+            Address("10.1.0.9", 2380): Place(5, 10),
+        }
 
 
 @pytest.mark.parametrize(
