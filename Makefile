@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:/usr/sbin:$(PATH)
 PACKAGES := foundation pki policies gateway agent
 
-.PHONY: help setup demo test check format generate bench profile agent-install attacks-proof fuzz differential h2spec clean
+.PHONY: help setup demo test check format generate bench profile agent-install attacks-proof fuzz differential scenarios-long h2spec clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -52,6 +52,9 @@ fuzz: setup ## fuzz each parser for longer; SECONDS_EACH=60
 
 differential: setup ## broken requests against five real servers, for longer; CASES=300000 SEED=…
 	@$(BIN)/python -m tests.support.differential --cases $(or $(CASES),300000) $(if $(SEED),--seed $(SEED))
+
+scenarios-long: setup ## break a fleet in network namespaces by lot, for longer (as root); MINUTES=10 SEED=…
+	@$(BIN)/python -m tests.support.netns.chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 h2spec: setup ## the conformance cases of h2spec against the gateway
 	@GOBIN=$(CURDIR)/$(BIN) go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible

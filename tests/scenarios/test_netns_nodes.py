@@ -6,7 +6,6 @@ grant. After every fault none of them has got through, and the brokered way is t
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,31 +15,29 @@ import pytest
 from deploy.demo.tpm_maker import TpmMaker
 from tests.support.commands import CommandServer
 from tests.support.netns.agents import LOOPBACK, AgentMachine, Port
-from tests.support.netns.calls import HUNG_UP, SERVED, UNREACHABLE, Trespasser, Trespassers, trying
+from tests.support.netns.brokered import (
+    ECHO,
+    ECHO_UDP,
+    LEAVING,
+    SERVICE,
+    UNGRANTED,
+    UNOFFERED,
+    brokering_fleet,
+    calling_node,
+    direct,
+    running,
+    serving_node,
+    trespassers_between,
+    tried,
+)
+from tests.support.netns.calls import HUNG_UP, UNREACHABLE, Trespasser, Trespassers, trying
 from tests.support.netns.capture import Capture, Flow, capturing
 from tests.support.netns.faults import cut, delayed, lossy, narrow
-from tests.support.netns.fleet import Fleet, fleet
-from tests.support.netns.network import Host
-from tests.support.netns.services import Echo, conversing, echoes
+from tests.support.netns.fleet import Fleet
+from tests.support.netns.services import Echo, conversing
 from tests.support.processes import wait_until
 from tests.support.redis import RedisServer, redis_server
 
-SERVICE = 7000
-ECHO, ECHO_UDP = Port(15000, "echo", "node-b"), Port(15001, "echo-udp", "node-b", "udp")
-UNGRANTED, UNOFFERED = Port(15002, "ungranted", "node-b"), Port(15003, "unoffered", "node-b")
-LEAVING = Port(15004, "echo", "leaving")
-PORTS = (ECHO, ECHO_UDP, UNGRANTED, UNOFFERED, LEAVING)
-OFFERS = {"echo": f"tcp://{LOOPBACK}:{SERVICE}", "echo-udp": f"udp://{LOOPBACK}:{SERVICE}"}
-ROUTES = """
-  - {name: echo, type: stream, service: echo, kinds: [node]}
-  - {name: echo-udp, type: stream, service: echo-udp, protocol: udp, kinds: [node]}
-  - {name: ungranted, type: stream, service: echo, kinds: [node]}
-  - {name: unoffered, type: stream, service: other, kinds: [node]}
-"""
-GRANTS = "".join(
-    f"\n  - {{id: {name}, role: edge-agent, route: {name}, expires: 2027-12-31}}"
-    for name in ("echo", "echo-udp", "unoffered")
-)
 MOVED_WITHIN = 5.0  # seconds
 
 
@@ -54,31 +51,33 @@ def redis() -> Iterator[RedisServer]:
 def site(
     tmp_path_factory: pytest.TempPathFactory, tpm_maker: TpmMaker, commands: CommandServer, redis: RedisServer
 ) -> Iterator[Fleet]:
-    with fleet(tmp_path_factory.mktemp("fleet"), tpm_maker, commands, redis.socket) as made:
-        made.authority.add_policy(routes=ROUTES, grants=GRANTS + "\n")
-        made.name_networks()
-        made.publish()
+    folder = tmp_path_factory.mktemp("fleet")
+    with brokering_fleet(folder, tpm_maker, commands, redis.socket) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def echo(site: Fleet) -> Iterator[Echo]:
-    """The service of node-b. It listens on every address, so that nothing but firewalls keeps others from it."""
-    with Echo(site.network["node-b"], SERVICE) as serving:
-        yield serving
+def serving(site: Fleet) -> Iterator[tuple[AgentMachine, Echo]]:
+    with serving_node(site) as pair:
+        yield pair
 
 
 @pytest.fixture(scope="module")
-def b(site: Fleet, echo: Echo) -> Iterator[AgentMachine]:
+def b(serving: tuple[AgentMachine, Echo]) -> AgentMachine:
     """Offers the echo."""
-    with running(AgentMachine(site, site.add_node("node-b", "node-b"), offers=OFFERS)) as agent:
-        yield agent
+    return serving[0]
+
+
+@pytest.fixture(scope="module")
+def echo(serving: tuple[AgentMachine, Echo]) -> Echo:
+    """What it offers."""
+    return serving[1]
 
 
 @pytest.fixture(scope="module")
 def a(site: Fleet, b: AgentMachine) -> Iterator[AgentMachine]:
     """Uses it, by gw-1 first."""
-    with running(AgentMachine(site, site.add_node("node-a", "node-a"), PORTS)) as agent:
+    with calling_node(site) as agent:
         yield agent
 
 
@@ -92,11 +91,7 @@ def other(site: Fleet, b: AgentMachine) -> Iterator[AgentMachine]:
 
 @pytest.fixture(scope="module")
 def trespassers(a: AgentMachine, b: AgentMachine) -> Iterator[Trespassers]:
-    members = [Trespasser("a node on a route without a grant", partial(tried, a, UNGRANTED))]
-    members.append(Trespasser("a node that asks for what is not offered", partial(tried, a, UNOFFERED)))
-    members += [Trespasser(f"a node at {b.host.ipv4} itself", partial(tried_directly, a.host, b.host.ipv4))]
-    members += [Trespasser(f"a node at {b.host.ipv6} itself", partial(tried_directly, a.host, b.host.ipv6))]
-    with Trespassers(*members) as trying_all_the_time:
+    with Trespassers(*trespassers_between(a, b)) as trying_all_the_time:
         yield trying_all_the_time
 
 
@@ -109,34 +104,6 @@ def _safe_and_back(a: AgentMachine, b: AgentMachine, trespassers: Trespassers) -
     for port in (ECHO, ECHO_UDP):
         wait_until(partial(a.reaches, port), f"{port.route} to be there again")
     trespassers.are_refused()
-
-
-@contextlib.contextmanager
-def running(agent: AgentMachine) -> Iterator[AgentMachine]:
-    try:
-        agent.start()
-        yield agent
-    finally:
-        agent.stop()
-
-
-def tried(agent: AgentMachine, port: Port) -> str:
-    """How a stream by this port ends: its own agent lets the program connect, and hangs up once it was refused."""
-    try:
-        with agent.talk(port) as talk:
-            return SERVED if talk.says(b"let me in") else HUNG_UP
-    except OSError:
-        return UNREACHABLE
-
-
-def tried_directly(source: Host, address: str) -> str:
-    """From node to node, past all gateways."""
-    return SERVED if any(direct(source, address)) else "blocked"
-
-
-def direct(source: Host, address: str) -> list[bool]:
-    """Whether the echo answers there, by TCP and by UDP."""
-    return [echoes(source, address, SERVICE, protocol, 0.5) for protocol in ("tcp", "udp")]
 
 
 def within(seconds: float, condition: Callable[[], bool], what: str) -> None:

@@ -9,22 +9,18 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from functools import partial
 
 import pytest
 
 from deploy.demo.tpm_maker import TpmMaker
-from foundation.tls import client_context
-from tests.support.certificates import SmallAuthority
 from tests.support.commands import CommandServer
-from tests.support.netns.calls import HUNG_UP, SERVED, Call, Trespasser, Trespassers, outcome, trying
+from tests.support.netns.calls import HUNG_UP, SERVED, Trespasser, Trespassers, trying
 from tests.support.netns.faults import cut, delayed, lossy, narrow, rewound, stopped, unplugged
-from tests.support.netns.fleet import PATH_PATIENCE, VERSION, WRITE, Fleet, GatewayMachine, NodeMachine, fleet
+from tests.support.netns.fleet import Fleet, NodeMachine, fleet
+from tests.support.netns.requesting import trespassers_at
 from tests.support.processes import wait_until
-from tests.support.system import Client
 
 MINUTE = 60
-INVENTORY = Call("GET", "/v1/inventory")
 
 
 @pytest.fixture(scope="module")
@@ -41,33 +37,7 @@ def node(site: Fleet) -> NodeMachine:
 
 @pytest.fixture(scope="module")
 def trespassers(site: Fleet, node: NodeMachine) -> Iterator[Trespassers]:
-    revoked, stranger = site.add_node("revoked", "node-c"), SmallAuthority(site.folder)
-    pair = stranger.client(node.node.id)
-    site.revoke(revoked)
-    site.refuses(revoked, "identity_revoked")
-
-    def ask_without_the_grant(gateway: GatewayMachine) -> str:
-        return node.ask(gateway, WRITE)
-
-    def ask_as_a_stranger(gateway: GatewayMachine) -> str:
-        """With a certificate for node-a, by another authority."""
-        with node.host.inside():
-            context = client_context(site.authority.root, pair=pair)
-            address = gateway.gateway.address
-            return outcome(lambda: Client(context, address.port, address.host, PATH_PATIENCE), VERSION)
-
-    def ask_the_authority() -> str:
-        authority = site.authority
-        return outcome(lambda: node.connect_to(authority.host, authority.ports["api"]), INVENTORY)
-
-    members = [Trespasser("a node at the authority's API", ask_the_authority)]
-    for gateway in site.gateways:
-        members += [
-            Trespasser(f"a revoked node at {gateway.name}", partial(revoked.ask, gateway)),
-            Trespasser(f"a node without the grant at {gateway.name}", partial(ask_without_the_grant, gateway)),
-            Trespasser(f"a stranger at {gateway.name}", partial(ask_as_a_stranger, gateway)),
-        ]
-    with Trespassers(*members) as trying_all_the_time:
+    with Trespassers(*trespassers_at(site, node)) as trying_all_the_time:
         yield trying_all_the_time
 
 
