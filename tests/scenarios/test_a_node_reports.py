@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.processes import wait_until
-from tests.support.running_agent import RunningAgent
+from tests.support.running_agent import PATIENCE, RunningAgent
 from tests.support.system import MakeTpm, System
 
 SERVICE = """
@@ -33,9 +33,9 @@ class Manager:
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
-        self._socket.settimeout(30)
 
     def wait(self, wanted: str) -> None:
+        self._socket.settimeout(PATIENCE)
         while wanted not in self._socket.recv(1000).decode().split("\n"):
             pass
 
@@ -82,6 +82,11 @@ def until_shown(system: System, is_so: Callable[[dict[str, Any]], bool], what: s
     return shown(system)
 
 
+def is_whole(found: dict[str, Any]) -> bool:
+    reported = found["reported"]
+    return "clock_skew" in reported and reported["tunnels"] == {"connected": 1, "wanted": 1}
+
+
 def test_a_node_keeps_its_service_reports_and_is_missed(
     system: System, agent: RunningAgent, manager: Manager, tmp_path: Path
 ) -> None:
@@ -90,9 +95,8 @@ def test_a_node_keeps_its_service_reports_and_is_missed(
     manager.wait("READY=1")
     manager.wait("WATCHDOG=1")
     # What it reports is shown, beside the inventory and not in it.
-    found = until_shown(system, lambda each: "clock_skew" in each["reported"], "a report that follows another")
+    found = until_shown(system, is_whole, "a report that follows another")
     reported = found["reported"]
-    assert reported["tunnels"] == {"connected": 1, "wanted": 1}
     assert reported["services"][0]["phase"] == "running"
     assert reported["versions"]["service/counter"] == "4.5.6"
     assert abs(reported["clock_skew"]) < 2
