@@ -21,7 +21,6 @@ from pki.authority import Authority
 from pki.node_health import NodeStanding
 from pki.node_records import KeptRecord
 
-
 MAX_RECORDS = 200
 """In one answer: records are larger than other rows."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,18 @@ def test_a_line_is_bounded_and_says_when_it_was_cut(length: int, chunk: int) -> 
     long, following = got
     assert following == "next"
     assert long == "x" * min(length, MAX_LINE) + (" […]" if length > MAX_LINE else "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may hand out a capability")
+def test_a_service_gets_none_of_the_agents_capabilities() -> None:
+    agent = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    agent += ("--inh-caps=+net_admin", "--ambient-caps=+net_admin", "--")  # as its unit has it
+    shown = ("/bin/grep", "Cap", "/proc/self/status")
+
+    def capabilities(*command: str) -> dict[str, int]:
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return {name: int(mask, 16) for name, mask in (line.split(":\t") for line in said.splitlines())}
+
+    assert capabilities(*agent, *shown)["CapEff"] == 1 << 12  # CAP_NET_ADMIN
+    service = capabilities(*agent, *command_line(ServiceSettings("x", shown)))
+    assert [service[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")] == [0, 0, 0, 0]
