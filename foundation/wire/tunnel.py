@@ -56,9 +56,12 @@ MAX_DOCUMENT = 16 << 10
 MAX_CREDIT = (1 << 31) - 1
 MAX_STREAM = (1 << 32) - 1
 WINDOW = 256 << 10
-"""How much of a stream may be sent before the other side gives more, in bytes."""
-CREDIT_STEP = WINDOW // 2
-"""From how many bytes on credit is given: each CREDIT is a TLS record and a system call of its own, at every hop."""
+"""How much of a stream may be sent before the other side gives more, in bytes, when it is opened."""
+WIDEST = 1 << 20
+"""How much of a stream that flows may be under way, while few flow beside it. On busy machines it takes a while until
+credit comes back over all hops, and a stream carries no more than a window in that time."""
+SHARED = 8 << 20
+"""What a tunnel's streams share of that: with more of them, each has less, down to `WINDOW`."""
 STREAMS = 4096
 """How many streams of each side may be open at once; a relay may carry more, where both sides say so."""
 FRAMES_OF_NODE = 1_000
@@ -110,15 +113,17 @@ _OF_TUNNEL = frozenset({Kind.HELLO, Kind.PING, Kind.PONG, Kind.DRAIN})
 
 
 class _Stream:
-    """`credit` is what we may send, `room` what the other side may."""
+    """`credit` is what we may send, `room` what the other side may; `window` is that and all that came and is not given
+    back."""
 
-    __slots__ = ("accepted", "credit", "ended_here", "ended_there", "ours", "owed", "room")
+    __slots__ = ("accepted", "credit", "ended_here", "ended_there", "ours", "owed", "room", "window")
 
     def __init__(self, *, ours: bool) -> None:
         self.ours = ours
         self.accepted = False
         self.credit = WINDOW
         self.room = WINDOW
+        self.window = WINDOW
         self.owed = 0  # consumed here, and not yet given back
         self.ended_here = self.ended_there = False
 
@@ -226,16 +231,25 @@ class TunnelState:
         return _frame(Kind.DATAGRAM, stream, data)
 
     def consumed(self, stream: int, size: int) -> bytes:
-        """So much of what came of `stream` is dealt with: credit for the other side, when it is worth a frame."""
+        """So much of what came of `stream` is dealt with: credit for the other side, when it is worth a frame, for each
+        is a TLS record and a system call of its own at every hop."""
         found = self._streams.get(stream)
         if found is None or found.ended_there:
             return b""
         found.owed += size
-        if found.owed < CREDIT_STEP:
+        if found.owed < found.window // 2:
             return b""
-        given, found.owed = found.owed, 0
+        given = max(found.owed + self._fair_window() - found.window, 0)
+        found.window += given - found.owed
+        found.owed = 0
+        if not given:
+            return b""
         found.room += given
         return HEADER.pack(Kind.CREDIT, stream, _U32.size) + _U32.pack(given)
+
+    def _fair_window(self) -> int:
+        """What each of the streams that are open may have under way."""
+        return max(WINDOW, min(WIDEST, SHARED // len(self._streams)))
 
     def end(self, stream: int) -> bytes:
         """Send no more of `stream`. What is not accepted yet has no end: nothing."""

@@ -11,7 +11,7 @@ from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.tunnel import MOST_BUFFERED, QUANTUM, Tunnel
 from foundation.wire.streams import StreamRefusal
-from foundation.wire.tunnel import CREDIT_STEP, HEADER, MAX_DATA, WINDOW, Kind
+from foundation.wire.tunnel import HEADER, MAX_DATA, WINDOW, Kind
 from tests.fakes.clock import ManualClock
 from tests.support.tunnel_ends import DOCUMENT, End, Ends, Pipe, Recorder
 
@@ -100,7 +100,7 @@ async def test_writing_waits_for_credit_and_the_writer_is_told_when_it_left() ->
     theirs = ends.gateway.users[stream.number]
     assert (len(theirs.heard), user.sent_bytes, stream.backlog) == (WINDOW, WINDOW, 2 * WINDOW)
     while len(theirs.heard) < len(data):
-        ends.gateway.requests[0].consumed(CREDIT_STEP)
+        ends.gateway.requests[0].consumed(WINDOW // 2)
         await ends.settle()
     assert theirs.heard == data
     assert (user.sent_bytes, stream.backlog) == (len(data), 0)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.wire.tunnel import (
-    CREDIT_STEP,
     FRAME_WORTH,
     FRAMES_OF_NODE,
     HEADER,
@@ -23,6 +22,7 @@ from foundation.wire.tunnel import (
     MAX_DOCUMENT,
     MAX_STREAM,
     STREAMS,
+    WIDEST,
     WINDOW,
     Kind,
     TunnelState,
@@ -228,12 +228,43 @@ def test_a_stream_carries_its_window_and_not_a_byte_more() -> None:
 def test_what_was_consumed_may_be_sent_again_in_steps_worth_a_frame() -> None:
     pair = Pair()
     stream = pair.open()
-    for _ in range(CREDIT_STEP // MAX_DATA):
+    for _ in range(WINDOW // 2 // MAX_DATA):
         pair.send(stream, bytes(MAX_DATA))
-    assert pair.acceptor.consumed(stream, CREDIT_STEP - 1) == b""
+    assert pair.acceptor.consumed(stream, WINDOW // 2 - 1) == b""
     given = pair.acceptor.consumed(stream, 1)
     assert pair.at_dialer(given) == [CreditReceived(stream)]
-    assert pair.dialer.credit(stream) == WINDOW
+    assert pair.dialer.credit(stream) == WIDEST
+
+
+def flow(pair: Pair, stream: int, size: int) -> None:
+    """Send so much of `stream`, each piece of which is passed on at once."""
+    while size > 0:
+        piece = min(size, MAX_DATA, pair.dialer.credit(stream))
+        assert piece, "a stream whose bytes are passed on can always go on"
+        pair.send(stream, bytes(piece))
+        pair.at_dialer(pair.acceptor.consumed(stream, piece))
+        size -= piece
+
+
+def test_a_stream_that_flows_alone_gets_more_room_and_gives_it_back_among_many() -> None:
+    pair = Pair(most_streams=64)
+    alone = pair.open()
+    flow(pair, alone, 4 * WIDEST)
+    assert WIDEST // 2 <= pair.dialer.credit(alone) <= WIDEST
+    for each in [pair.open() for _ in range(63)]:
+        flow(pair, each, 2 * WINDOW)
+        assert pair.dialer.credit(each) <= WINDOW
+    flow(pair, alone, 4 * WIDEST)
+    assert WINDOW // 2 <= pair.dialer.credit(alone) <= WINDOW
+
+
+def test_room_that_grew_is_held_to_like_any_other() -> None:
+    pair = Pair()
+    stream = pair.open()
+    flow(pair, stream, WINDOW)
+    while left := pair.dialer.credit(stream):
+        pair.send(stream, bytes(min(left, MAX_DATA)))
+    assert refused(pair.acceptor, frame(Kind.DATA, stream, b"x"))
 
 
 def test_a_datagram_comes_whole_and_costs_its_header_too() -> None:

@@ -15,6 +15,7 @@ from foundation.wire.tunnel import (
     HEADER,
     MAX_DATA,
     MAX_DATAGRAM,
+    WIDEST,
     WINDOW,
     TunnelState,
     datagram_cost,
@@ -184,7 +185,10 @@ class TwoSides(RuleBasedStateMachine):
         for mine in self.sides:
             assert mine.state.open_count <= 2 * MOST
             assert len(mine.state._head) < HEADER.size + MAX_DATAGRAM
-            assert all(size <= WINDOW for size in mine.unconsumed.values())
+            assert all(size <= WIDEST for size in mine.unconsumed.values())
+            for each in mine.state._streams.values():
+                assert WINDOW <= each.window <= WIDEST
+                assert each.room + each.owed <= each.window
 
     def teardown(self) -> None:
         """Once all is said and heard, both sides agree."""
