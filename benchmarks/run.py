@@ -30,6 +30,8 @@ BENCHMARKS = (
     "connections",
     "cut_revocation",
     "cut_revision",
+    "broker_throughput",
+    "broker_rtt",
     "broker_tunnels",
     "broker_cut",
 )
