@@ -56,7 +56,7 @@ class Joined:
         )
         if done.returncode:
             raise RuntimeError(f"load {command}: {done.stderr}")
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        found: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
         return found
 
 
