@@ -2,7 +2,9 @@
 
 Laws held here:
 - what waits on either side is bounded: the local socket is not read while the stream has more than `BACKLOG` bytes
-  that have not left, and the stream gets room back only for what the local socket took;
+  that have not left, and the stream gets room back only for what the local socket took. What the kernel keeps of a
+  socket that is not read is bounded too: it would take as much as it gives a fast connection (tcp_rmem), a thousand
+  times over, until its memory for TCP is used up and the tunnel itself stalls;
 - each direction ends by itself (a half-closed connection stays half-closed); what broke off breaks off the other side.
 """
 
@@ -21,6 +23,7 @@ READ = 128 << 10
 """At most so many bytes are read from a local connection at once."""
 BACKLOG = 64 << 10
 _HELD = 128 << 10
+_KERNEL_ROOM = 128 << 10  # it takes twice of it
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, no time to linger: the kernel sends RST
 
 
@@ -65,6 +68,7 @@ class Splice(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = connection = cast(asyncio.Transport, transport)  # uvloop's are not of the class
         connection.set_write_buffer_limits(high=_HELD)
+        connection.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _KERNEL_ROOM)
         if self._over or not self._connected():
             self._break_off_connection()
             return

@@ -68,7 +68,8 @@ func pour(arguments []string) error {
 	})
 }
 
-// joined makes so many connections, one after another, and finds the service's end of each.
+// joined makes so many connections, one after another, and finds the service's end of each. What the kernel keeps for
+// them is bounded: a thousand that grow as they like use up its memory for TCP, and then it drops what is under way.
 func joined(target, sink string, count int) ([]*poured, error) {
 	for _, address := range []string{target, sink} {
 		if err := checkLoopback(address); err != nil {
@@ -89,6 +90,11 @@ func joined(target, sink string, count int) ([]*poured, error) {
 		service, err := listener.Accept()
 		if err != nil {
 			return nil, fmt.Errorf("connection %d does not arrive: %w", i, err)
+		}
+		for _, end := range []net.Conn{conn, service} {
+			if err := end.(*net.TCPConn).SetWriteBuffer(piece); err != nil {
+				return nil, err
+			}
 		}
 		all[i] = &poured{conn: conn, service: service}
 	}
