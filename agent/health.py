@@ -1,8 +1,9 @@
 """Reports this node's health: reads the machine and asks the parts, puts it together, and has it delivered.
 
-A report is due every `interval`, less up to a quarter of it by lot, so that nodes that started together do not report
-together; what goes wrong or comes right is reported at the next look. Where a report cannot be delivered the next look
-makes a newer one. The newest that was made is kept on disk, for `sallyport node health`.
+A report is due every `interval`, less up to a quarter of it by lot; the first, and what goes wrong or comes right,
+within `SPREAD_SECONDS`, by lot too: what befalls a fleet befalls ten thousand nodes at once, and the authority with
+them. One that cannot be delivered is followed by a newer one after a pause that doubles, up to the interval. The newest
+that was made is kept on disk, for `sallyport node health`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent import readings
-from agent.restarts import Life
+from agent.restarts import Life, RestartPolicy, next_pause
 from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.fields import Fields
@@ -36,6 +37,7 @@ from foundation.wire.health import (
 )
 
 LOOK_SECONDS = 15.0
+SPREAD_SECONDS = 60.0
 NEWEST = "health.json"
 """The newest report's file, in the node's folder."""
 _log = logging.getLogger("sallyport.agent.health")
@@ -100,8 +102,9 @@ class HealthReporter:
         self._clock = clock
         self._draw = draw
         self._deliver = deliver
-        self._told: tuple[Ailment, ...] | None = None
-        self._due = 0.0
+        self._seen: tuple[Ailment, ...] = ()
+        self._failures = 0
+        self._due = clock.monotonic() + self._spread()
 
     async def run(self) -> None:
         """Report until cancelled."""
@@ -114,16 +117,30 @@ class HealthReporter:
         machine = await asyncio.to_thread(take, self._settings, at)
         report = with_parts(machine, self._sources)
         wrong = ailments(report)
-        if wrong == self._told and self._clock.monotonic() < self._due:
+        if wrong != self._seen and not self._failures:
+            self._due = min(self._due, self._clock.monotonic() + self._spread())
+        self._seen = wrong
+        if self._clock.monotonic() < self._due:
             return
         try:
             await asyncio.to_thread(write_secret, self._file, report.encode())
             await self._deliver(report.encode())
         except (Fault, OSError) as error:
             _log.warning("no health report was delivered", extra={"why": str(error)})
-            return
-        self._told = wrong
-        self._due = self._clock.monotonic() + self._settings.interval * (1 - self._draw() / 4)
+            self._failures += 1
+            pause = next_pause(self._patience, self._failures, self._draw())
+        else:
+            self._failures = 0
+            pause = self._settings.interval * (1 - self._draw() / 4)
+        self._due = self._clock.monotonic() + pause
+
+    @property
+    def _patience(self) -> RestartPolicy:
+        interval = self._settings.interval
+        return RestartPolicy(least=min(SPREAD_SECONDS / 2, interval), most=interval)
+
+    def _spread(self) -> float:
+        return self._draw() * min(SPREAD_SECONDS, self._settings.interval)
 
 
 def take(settings: HealthSettings, at: float, root: Path = readings.ROOT) -> HealthReport:

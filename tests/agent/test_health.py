@@ -29,12 +29,15 @@ class Node:
         self.clock = ManualClock()
         self.got: list[HealthReport] = []
         self.fault: Fault | None = None
+        self.tries: list[float] = []
         self.folder = folder
         self.tunnels = Tunnels(2, 2)
         mine = Sources(tunnels=lambda: self.tunnels, **sources)
-        self.reporter = HealthReporter(MINUTE, mine, folder, self.clock, lambda: 0.0, self._deliver)
+        self.lot = 0.0
+        self.reporter = HealthReporter(MINUTE, mine, folder, self.clock, lambda: self.lot, self._deliver)
 
     async def _deliver(self, raw: bytes) -> None:
+        self.tries.append(self.clock.monotonic())
         if self.fault:
             raise self.fault
         self.got.append(HealthReport.parse(raw))
@@ -50,7 +53,7 @@ class Node:
 
     async def look(self) -> None:
         """Let 15 s pass, and the look that is due then."""
-        self.clock.advance(15)
+        self.clock.advance(15 * (1 - self.lot / 4))
         async with asyncio.timeout(10):
             while not self.clock._sleepers:
                 await asyncio.sleep(0.001)
@@ -77,16 +80,35 @@ async def test_it_reports_when_due_and_at_once_when_something_changes(tmp_path: 
     assert newest(tmp_path) == node.got[-1]
 
 
-async def test_what_was_not_delivered_is_made_anew_at_the_next_look(tmp_path: Path) -> None:
-    node = Node(tmp_path)
+async def test_what_was_not_delivered_is_made_anew_after_a_pause_that_grows(tmp_path: Path) -> None:
+    node, tried = Node(tmp_path), []
     node.fault = Fault(Reason.SERVER_UNREACHABLE)
+    node.tries = tried
     async with node.running():
+        for _ in range(14):
+            await node.look()
+        node.tunnels = Tunnels(1, 2)  # news are no reason to ask a server more often that does not answer
         await node.look()
-        await node.look()
-        assert node.got == []
+        assert tried == [15, 45, 105, 165, 225]
         node.fault = None
-        await node.look()
-    assert [report.at for report in node.got] == [1_800_000_045.0]
+        for _ in range(4):
+            await node.look()
+    assert [report.at - 1_800_000_000 for report in node.got] == [285]
+
+
+async def test_what_befalls_all_nodes_is_reported_by_each_in_its_own_time(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    async with node.running():
+        for _ in range(6):
+            await node.look()
+        node.lot = 0.8  # of a minute
+        node.tunnels = Tunnels(0, 2)
+        before = len(node.got)
+        begun = node.clock.monotonic()
+        while len(node.got) == before:
+            await node.look()
+        assert Ailment.TUNNELS_MISSING in ailments(node.got[-1])
+        assert 0 < node.clock.monotonic() - begun <= 60
 
 
 def test_what_the_parts_know_is_put_beside_what_the_kernel_knows() -> None:
