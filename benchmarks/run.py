@@ -34,6 +34,7 @@ BENCHMARKS = (
     "broker_rtt",
     "broker_tunnels",
     "broker_cut",
+    "broker_cut_gateways",
 )
 LONG = ("explain", "soak")
 OPEN_FILES = 65_536
