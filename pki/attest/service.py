@@ -51,8 +51,20 @@ LATCHING = frozenset(
         Reason.CLOCK_REGRESSED,
     }
 )
+# What a node comes to every minute while nothing new is wrong: counted, and answered, but not put on record each time.
+# A failure is on record since it was latched.
+_ROUTINE = frozenset(
+    {
+        Reason.ATTESTATION_LATCHED,
+        Reason.ATTEST_NONCE,
+        Reason.EVIDENCE_INCOMPLETE,
+        Reason.MEASUREMENTS_MISMATCH,
+        Reason.QUOTE_SELECTION,
+    }
+)
 _KINDS = (Kind.NODE, Kind.GATEWAY, Kind.SERVICE)
 _ATTEMPTS = 4  # the entry or the round changes between reading and writing only when something else is done to the node
+_ROOM = 3  # pushes may come this many times as often as they are due
 _APART_BYTES = 64 * 1024  # a log of this size takes milliseconds to replay
 _KEYS = 16_384
 
@@ -79,7 +91,8 @@ class Attesting:
         self._clock: Clock = parts.clock
         self._metrics = metrics
         self._root_sha256 = parts.authority.root_sha256
-        self._rate = RateTable(parts.settings.rate.burst, parts.settings.rate.per_minute)
+        rate, interval = parts.settings.rate, parts.settings.attestation.interval
+        self._rate = RateTable(rate.burst, max(rate.per_minute, int(_ROOM * 60 / interval)))
 
     async def push(self, raw: bytes, caller: Caller, origin: Origin) -> bytes:
         """The raw NEXT that answers the raw PUSH. Raises `Fault`."""
@@ -89,6 +102,8 @@ class Attesting:
             answer = await self._answer(Push.parse(raw), caller)
         except Fault as fault:
             self._metrics.refused(fault.reason)
+            if fault.reason in _ROUTINE:
+                raise
             raise await self._refusals.outward(fault, "attest.refused", origin, str(caller.id), known=True) from fault
         return answer.encode()
 

@@ -344,10 +344,12 @@ def verify_again(
 
 
 def _boot(bank: str, values: Mapping[int, bytes], reference: ReferenceValues | None) -> bytes:
+    """Tells PCRs and reference values; PCR 10 not where its log is judged, for it moves all the time."""
+    moving = RUNTIME_PCR if reference and reference.runtime else -1
     digest = hashlib.sha256(reference.fingerprint if reference else b"no reference values")
     digest.update(bank.encode())
     for pcr, value in sorted(values.items()):
-        if pcr != RUNTIME_PCR:
+        if pcr != moving:
             digest.update(pcr.to_bytes(1, "big") + value)
     return digest.digest()
 

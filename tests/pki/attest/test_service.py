@@ -12,10 +12,12 @@ from deploy.demo.measured_boot import healthy_boot
 from foundation.faults import Fault
 from foundation.identity import PostureChanged, Verdict
 from foundation.reasons import Reason
+from foundation.wire.enrolment import PcrSelection
 from foundation.wire.reattestation import Push
 from pki.enrol.judgement import Trust
+from pki.enrol.settings import RateSettings, RoundSettings
 from pki.tpm.reference import PcrReference, ReferenceValues
-from tests.support.attesting import MAKER, AttestingNode, attesting_node
+from tests.support.attesting import MAKER, AttestingNode, attesting_node, ima_entry
 from tests.support.installation import Installation, installation
 from tests.support.soft_tpm import PCRS, SoftTpm
 
@@ -273,10 +275,51 @@ async def test_who_gives_up_waiting_stops_nobody(site: Installation) -> None:
 
 @pytest.mark.parametrize("pace", [1, 20])
 async def test_messages_of_one_node_are_bounded(tmp_path: Path, pace: int) -> None:
-    from pki.enrol.settings import RateSettings
-
     async with installation(tmp_path / "site", rate=RateSettings(pace, 60)) as site:
         node = await attesting_node(site)
         for _ in range(pace):
             await node.ask()
         assert await refusal(node, Push()) is Reason.ENROLMENT_RATE_LIMITED
+
+
+async def test_a_node_that_stays_failed_fills_no_log(site: Installation) -> None:
+    """It pushes on; its failure is on record since it failed."""
+    node = await attesting_node(site)
+    await node.ask()
+    await site.authority.inventory.latch_failure(node.caller.id, Reason.CLONE_SUSPECTED, "test")
+    told = len(site.audit.events)
+    for _ in range(3):
+        assert await refusal(node, node.message()) is Reason.ATTESTATION_LATCHED
+    assert len(site.audit.events) == told
+
+
+async def test_a_refusal_that_is_news_is_on_record(site: Installation) -> None:
+    node, other = await attesting_node(site), await attesting_node(site, "edge-2")
+    await node.ask()
+    await other.ask()
+    assert await refusal(node, other.message()) is Reason.ATTEST_SIGNATURE
+    assert (site.audit.events[-1].kind, site.audit.events[-1].reason) == ("attest.refused", "attest_signature")
+
+
+async def test_as_many_messages_are_taken_as_the_interval_asks_for(tmp_path: Path) -> None:
+    rules = RoundSettings(interval=1.0, holds=5.0)
+    async with installation(tmp_path / "site", rate=RateSettings(1, 1), attestation=rules) as site:
+        node = await attesting_node(site)
+        await node.ask()
+        for _ in range(20):
+            node.tick(1)
+            await node.push()
+
+
+async def test_every_quoted_pcr_is_judged_when_it_moves(tmp_path: Path) -> None:
+    """PCR 10 too, where settings quote it and no runtime log explains it."""
+    pcrs = PcrSelection("sha256", (0, 10))
+    reference = ReferenceValues("sha256", {10: PcrReference(values=frozenset({bytes(32)}))})
+    async with installation(tmp_path / "site", trust=Trust(references={"default": reference}), pcrs=pcrs) as site:
+        node = await attesting_node(site)
+        await node.ask()
+        await node.push()
+        node.tick()
+        node.log = [ima_entry(b"/tmp/x", bytes(32))]
+        node.whole = True
+        assert await refusal(node, node.message()) is Reason.REFERENCE_MISMATCH

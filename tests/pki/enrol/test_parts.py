@@ -56,6 +56,9 @@ def test_the_defaults_are_safe() -> None:
         ({"pcrs": {"indices": []}}, False, "pcrs.indices"),
         ({"pcrs": {"bank": "sha1"}}, False, "pcrs.bank"),
         ({"rate": {"burst": 0}}, False, "rate.burst"),
+        ({"attestation": {"interval": "500ms"}}, False, "attestation.interval"),
+        ({"attestation": {"interval": "2d"}}, False, "attestation.interval"),
+        ({"attestation": {"interval": "60s", "holds": "179s"}}, False, "attestation.holds"),
     ],
 )
 def test_wrong_settings_are_named(given: dict[str, Any], production: bool, field: str) -> None:
