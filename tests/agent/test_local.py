@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent import local_http
@@ -269,6 +269,7 @@ def test_a_path_that_can_be_read_in_two_ways_is_refused(path: str) -> None:
     assert caught.value.reason in {Reason.PATH_AMBIGUOUS, Reason.MESSAGE_MALFORMED}
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_whatever_path_is_taken_gateways_read_it_the_same(path: str) -> None:
     from gateway.proxy.normalise import canonical

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.offer import NOTHING, Offer, Opening
@@ -87,6 +87,7 @@ def test_a_revision_that_says_less_offers_less(data: dict[str, object]) -> None:
     assert Offer.of(data, NODE, ["postgres"]).refusal(OPENING) is not None
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         Opening,

@@ -40,12 +40,13 @@ BUNDLES = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(BUNDLES)
 def test_it_comes_back_as_it_was(bundle: NodeBundle) -> None:
     assert NodeBundle.parse(bundle.encode()) == bundle
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(BUNDLES.map(NodeBundle.encode), st.data())
 def test_a_damaged_one_is_refused_or_another(raw: bytes, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(raw) - 1))

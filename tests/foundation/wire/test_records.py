@@ -42,6 +42,7 @@ BATCHES = st.builds(
 LINE = NodeRecord(1.0, RecordKind.AUDIT, {"what": "x"}).encode()
 
 
+@settings(deadline=None)
 @given(RECORDS)
 def test_a_record_comes_back_as_it_was(record: NodeRecord) -> None:
     line = record.encode()
@@ -49,17 +50,19 @@ def test_a_record_comes_back_as_it_was(record: NodeRecord) -> None:
     assert NodeRecord.parse(line) == record
 
 
+@settings(deadline=None)
 @given(BATCHES)
 def test_a_batch_comes_back_as_it_was(batch: RecordBatch) -> None:
     assert RecordBatch.parse(batch.encode()) == batch
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**53), st.binary(min_size=32, max_size=32))
 def test_a_receipt_comes_back_as_it_was(taken: int, chain: bytes) -> None:
     assert Receipt.parse(Receipt(taken, chain).encode()) == Receipt(taken, chain)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(BATCHES.map(RecordBatch.encode), st.data())
 def test_a_damaged_batch_is_refused_or_another(raw: bytes, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(raw) - 1))
@@ -89,6 +92,7 @@ def test_a_torn_batch_is_refused() -> None:
         RecordBatch.parse(RecordBatch("0" * 32, 1, CHAIN_START, (LINE,)).encode()[:-1])
 
 
+@settings(deadline=None)
 @given(LINES, LINES)
 def test_the_chain_is_over_all_lines_in_order(before: tuple[bytes, ...], after: tuple[bytes, ...]) -> None:
     assert chained(chained(CHAIN_START, before), after) == chained(CHAIN_START, (*before, *after))
