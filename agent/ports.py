@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent.port import PortSettings
-from agent.splice import read_room
+from agent.splice import Room
 from agent.tcp_port import TcpPort
 from agent.tunnel import Tunnels
 from agent.udp_port import UdpPort
@@ -27,7 +27,7 @@ class Ports:
     def __init__(self, ports: Sequence[PortSettings], tunnels: Tunnels, clock: Clock) -> None:
         self._tunnels = tunnels
         self._clock = clock
-        self._room = read_room()
+        self._room = Room()
         self._ports = {settings: self._make(settings) for settings in ports}
         self._tasks: dict[PortSettings, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None

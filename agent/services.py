@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from agent.datagrams import DatagramSplice
 from agent.settings import Address
-from agent.splice import Splice, read_room
+from agent.splice import Room, Splice
 from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.fields import Fields
@@ -136,7 +136,7 @@ class Services:
         self._services = dict(services)
         self._settings = settings
         self._clock = clock
-        self._room = read_room()
+        self._room = Room()
         self._callers: set[_Caller] = set()
         self._by_source: Counter[SpiffeId] = Counter()
         self._counts = _Counts()

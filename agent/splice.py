@@ -2,9 +2,10 @@
 
 Laws held here:
 - what waits on either side is bounded: the local socket is not read while the stream has more than `BACKLOG` bytes
-  that have not left, and the stream gets room back only for what the local socket took. What the kernel keeps of a
-  socket that is not read is bounded too: it would take as much as it gives a fast connection (tcp_rmem), a thousand
-  times over, until its memory for TCP is used up and the tunnel itself stalls;
+  that have not left, and the stream gets room back only for what the local socket took. What waits of all streams
+  together is bounded too (`Room`), for a tunnel that stands still holds up all of them. And so is what the kernel keeps
+  of a socket that is not read: it would take as much as it gives a fast connection (tcp_rmem), a thousand times over,
+  until its memory for TCP is used up and the tunnel itself stalls;
 - each direction ends by itself (a half-closed connection stays half-closed); what broke off breaks off the other side.
 """
 
@@ -22,9 +23,34 @@ from foundation.tunnel import Stream
 READ = 128 << 10
 """At most so many bytes are read from a local connection at once."""
 BACKLOG = 64 << 10
+MUCH = 8 << 20
+"""From how many waiting bytes on, of all splices, each reads `LITTLE` at once and stops with the first that wait."""
+LITTLE = 8 << 10
 _HELD = 128 << 10
 _KERNEL_ROOM = 128 << 10  # it takes twice of it
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, no time to linger: the kernel sends RST
+
+
+class Room:
+    """What the splices of one event loop share: where they read into, and how much of theirs is `waiting` to leave."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._all = memoryview(bytearray(READ))
+        self._some = self._all[:LITTLE]
+
+    @property
+    def is_short(self) -> bool:
+        return self.waiting >= MUCH
+
+    @property
+    def view(self) -> memoryview:
+        """To read into."""
+        return self._some if self.is_short else self._all
+
+    def read(self, size: int) -> bytes:
+        """A copy of what was read, to be made at once."""
+        return bytes(self._all[:size])
 
 
 class Splice(asyncio.BufferedProtocol):
@@ -34,13 +60,13 @@ class Splice(asyncio.BufferedProtocol):
     def __init__(
         self,
         stream: Stream,
-        room: memoryview,
+        room: Room,
         gone: Callable[[], None],
         *,
         connected: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`room` is where reads go, and may be shared by all splices of one event loop. `connected` is told when the
-        local connection stands, and says whether it may go on. `gone` is told once, when it is over."""
+        """`connected` is told when the local connection stands, and says whether it may go on. `gone` is told once,
+        when it is over."""
         self.stream = stream
         self._room = room
         self._gone = gone
@@ -50,6 +76,7 @@ class Splice(asyncio.BufferedProtocol):
         self._takes = True  # the local connection takes what we write
         self._reads = True
         self._owed = 0  # written, and not given back to the stream yet
+        self._waiting = 0  # of the stream's backlog, as `room` counts it
         self._ended_here = self._ended_there = False
         self._over = False
 
@@ -79,13 +106,22 @@ class Splice(asyncio.BufferedProtocol):
             connection.write_eof()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._room
+        return self._room.view
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.stream.write(bytes(self._room[:nbytes]))
-        if self._reads and self.stream.backlog > BACKLOG and self._transport is not None:
+        self.stream.write(self._room.read(nbytes))
+        self._count()
+        if self._reads and self._is_full and self._transport is not None:
             self._reads = False
             self._transport.pause_reading()
+
+    @property
+    def _is_full(self) -> bool:
+        return self.stream.backlog > (0 if self._room.is_short else BACKLOG)
+
+    def _count(self) -> None:
+        before, self._waiting = self._waiting, 0 if self._over else self.stream.backlog
+        self._room.waiting += self._waiting - before
 
     def eof_received(self) -> bool:
         self._ended_here = True
@@ -105,6 +141,7 @@ class Splice(asyncio.BufferedProtocol):
         if error is not None or not (self._ended_here and self._ended_there):
             self.stream.reset(Reason.STREAM_ABORTED)
         self._over = True
+        self._count()
         self._gone()
 
     # --- the stream -----------------------------------------------------------------------------------------
@@ -129,7 +166,8 @@ class Splice(asyncio.BufferedProtocol):
         self.break_off(Reason.TUNNEL_MALFORMED)
 
     def sent(self, size: int) -> None:
-        if not self._reads and self.stream.backlog <= BACKLOG and self._transport is not None:
+        self._count()
+        if not self._reads and not self._is_full and self._transport is not None:
             self._reads = True
             self._transport.resume_reading()
 
@@ -145,6 +183,7 @@ class Splice(asyncio.BufferedProtocol):
     def over(self, reason: Reason) -> None:
         if not self._over:
             self._over = True
+            self._count()
             self._break_off_connection()
 
     def _break_off_connection(self) -> None:
@@ -157,8 +196,3 @@ def reset_when_closed(connection: socket.socket) -> None:
     """Let the other side of `connection` see a broken connection (RST) instead of an end, where it is of TCP."""
     if connection.family != socket.AF_UNIX:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-
-
-def read_room() -> memoryview:
-    """What `Splice` reads into."""
-    return memoryview(bytearray(READ))

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from agent.port import PortSettings, Refusals, described
 from agent.quota import Quota
-from agent.splice import Splice, reset_when_closed
+from agent.splice import Room, Splice, reset_when_closed
 from agent.tunnel import Tunnels
 from foundation.clock import Clock
 from foundation.faults import Fault
@@ -32,7 +32,7 @@ _PAUSE = 0.05  # seconds, when the machine is out of descriptors
 class TcpPort:
     """A local port of TCP, or a Unix socket."""
 
-    def __init__(self, settings: PortSettings, tunnels: Tunnels, room: memoryview, clock: Clock) -> None:
+    def __init__(self, settings: PortSettings, tunnels: Tunnels, room: Room, clock: Clock) -> None:
         self.address: Any = None
         """Where it listens, once it does."""
         self._settings = settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 from agent.port import PortSettings
 from agent.ports import Ports
-from agent.splice import BACKLOG, READ, reset_when_closed
+from agent.splice import BACKLOG, LITTLE, READ, reset_when_closed
 from deploy.demo.free_ports import free_ports
 from foundation.faults import Fault
 from foundation.fields import Fields
@@ -27,12 +27,6 @@ from tests.support.certificates import SmallAuthority
 from tests.support.tunnels import Node, running
 
 DB = PortSettings("127.0.0.1:1", "db", "edge-b")
-
-
-@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["asyncio", "uvloop"])
-def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
-    policy: asyncio.AbstractEventLoopPolicy = request.param()
-    return policy
 
 
 @pytest.fixture
@@ -134,6 +128,34 @@ async def test_a_reader_that_does_not_read_stops_the_writer(gateway: FakeGateway
         assert gateway.users[0].got == WINDOW
         assert 0 < stream.backlog <= BACKLOG + READ
         plain.close()
+
+
+async def test_a_tunnel_that_stands_still_holds_a_bounded_sum_of_all_streams(
+    gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.splice.MUCH", 1 << 20)
+    many = replace(DB, connections=300)
+    async with listening(gateway, many) as (node, address, _):
+        programs = []
+        for _ in range(300):
+            programs.append(socket.create_connection(address))
+            programs[-1].setblocking(False)
+        while len(gateway.users) < 300:
+            await asyncio.sleep(0.005)
+        gateway.ends[0].transport.pause_reading()  # type: ignore[union-attr]
+        tunnel = node.tunnels.tunnels[0].links[0].tunnel
+        stuck = 0
+        while stuck < 10:
+            before = tunnel.buffered
+            for program in programs:
+                with contextlib.suppress(BlockingIOError):
+                    program.send(b"x" * 65_536)
+            await asyncio.sleep(0.02)
+            stuck = stuck + 1 if tunnel.buffered == before else 0
+        waiting = sum(stream.backlog for stream in tunnel.streams)
+        assert 1 << 20 < waiting <= (1 << 20) + READ + 300 * LITTLE
+        for program in programs:
+            program.close()
 
 
 async def test_a_program_that_does_not_read_stops_the_other_side(gateway: FakeGateway) -> None:
