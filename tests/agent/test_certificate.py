@@ -148,7 +148,7 @@ async def test_a_renewal_uses_the_tpm_that_the_agent_has_open(tmp_path: Path, sw
         with await asyncio.to_thread(Tpm, settings.tcti) as tpm:
             certificate = Certificate(settings, store, store.identity(), tpm, changed.set)
             context = await certificate.context()
-            await certificate.renew(EagerClock())
+            await certificate.renew(EagerClock(store.identity().issued.renew_after))
             assert changed.is_set()
             assert await certificate.context() is not context
     assert [path for path, _ in authority.requests][-2:] == ["/v1/renew/begin", "/v1/renew/complete"]
