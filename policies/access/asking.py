@@ -21,7 +21,6 @@ from foundation.faults import Fault
 from foundation.identity import IdentityRecord, Posture, SnapshotNumbers
 from foundation.reasons import Reason
 from policies.explain import Evidence, Explanation, explanation, reaching
-from policies.frozen import kept_part
 from policies.model import FOREVER, STREAM, Answer, CanonicalRequest, Decision, Permit, Query, Staleness, judge
 from policies.projection import Path, Reads
 
@@ -38,7 +37,6 @@ _NUMBERS = SnapshotNumbers(0, 0, 0, 0)
 _FAILURES = frozenset(
     {Reason.ENGINE_FAILED, Reason.ENGINE_TIMEOUT, Reason.ENGINE_OVERLOADED, Reason.ENGINE_UNREACHABLE}
 )
-_MAX_TARGETS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +51,14 @@ class Subject:
 @dataclass(frozen=True, slots=True)
 class Policy:
     """A compiled policy that can be asked. `data` and `reads` are those it was compiled with; `revision` is 0 for a
-    draft."""
+    draft. `is_default`: it is the default policy, without rules of the team's own."""
 
     ask: Ask
     explain: Explain
     data: Mapping[str, Any]
     reads: Reads
     revision: int = 0
+    is_default: bool = False
 
     @property
     def rows(self) -> Mapping[str, Any]:
@@ -133,19 +132,6 @@ class Reach:
     allowed: tuple[tuple[Subject, Access], ...]
     asked: int
     unasked: int
-
-
-def told_apart(policy: Policy, nodes: Iterable[Subject]) -> tuple[Target, ...]:
-    """One of `nodes` for each kind of target that policy can tell apart. Raises `Fault(POLICY_BOMB)` for too many."""
-    reads = tuple(path for path in policy.reads if path[:1] in {("target",), ()})
-    groups: dict[str, list[Subject]] = {}
-    for node in nodes:
-        asked = query_of(node, Probe("", "", "", STREAM, target=node), 0).to_input()
-        groups.setdefault(repr(kept_part({"target": asked["target"]}, reads)), []).append(node)
-    if len(groups) > _MAX_TARGETS:
-        raise Fault(Reason.POLICY_BOMB, f"policy tells {len(groups)} targets apart, at most {_MAX_TARGETS} are asked")
-    read = tuple(path[1:] for path in reads)
-    return tuple(Target(_named(members, read), members[0]) for members in groups.values())
 
 
 def probes_of(policy: Policy, route: str, targets: Iterable[Target] = ()) -> tuple[Probe, ...]:
@@ -326,17 +312,6 @@ def _ways(row: Mapping[str, Any]) -> Iterator[tuple[list[str], bool]]:
 def _methods(row: Mapping[str, Any], otherwise: Sequence[str]) -> list[str]:
     methods = row.get("methods", otherwise)
     return [method for method in methods if method != "HEAD" or "GET" not in methods]
-
-
-def _named(members: Sequence[Subject], read: Sequence[Path]) -> str:
-    """With what selectors look at, where the policy has any."""
-    first = members[0].record
-    found = [f"segment {first.segment or '(none)'}", members[0].posture.attestation.value]
-    places = {"tier": first.tier, "region": first.region, "site": first.site}
-    found += [f"{name} {value}" for name, value in places.items() if (name,) in read and value]
-    found += [f"{key}={value}" for key, value in sorted(first.labels.items()) if ("labels", key) in read]
-    text = ", ".join(found)
-    return f"{first.id.name} ({text})" if len(members) == 1 else f"{len(members)} nodes ({text})"
 
 
 class _Permission(NamedTuple):

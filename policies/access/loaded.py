@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from policies.access.asking import Policy
 from policies.engine import CompiledPolicy
+from policies.lifecycle.workspace import OWN_SOURCES
 from policies.settings import PolicySettings
 from policies.wasm import WasmEngine
 
@@ -20,6 +21,7 @@ def loaded(compiled: CompiledPolicy, revision: int, settings: PolicySettings) ->
     """Takes a good part of a second of processor time. Raises `Fault(ENGINE_FAILED)`."""
     engine = WasmEngine(compiled, replace(settings, decision_timeout=max(settings.decision_timeout, _PATIENCE)))
     try:
-        yield Policy(engine.decide_now, engine.explain_now, compiled.data, compiled.reads, revision)
+        is_default = not any(path.startswith(OWN_SOURCES) for path in compiled.rego)
+        yield Policy(engine.decide_now, engine.explain_now, compiled.data, compiled.reads, revision, is_default)
     finally:
         engine.stop()

@@ -22,11 +22,11 @@ from policies.access.asking import (
     also_read,
     narrowed,
     probes_of,
-    told_apart,
     what_can_reach,
     who_can_reach,
     why,
 )
+from policies.access.targets import told_apart
 from policies.explain import Explanation
 from policies.lifecycle.grants_yaml import METHODS
 from policies.lifecycle.paths import parse_paths

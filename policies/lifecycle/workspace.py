@@ -43,6 +43,8 @@ DEFAULT_POLICY = Path(__file__).parent.parent / "rego"
 MAX_FILES = 256
 MAX_FILE_BYTES = 2 << 20
 _SOURCES = ("*.yaml", "rules/*.rego", "policy/*.rego")
+OWN_SOURCES = ("rules/", "policy/")
+"""Where rules of the team's own stand."""
 # Files of the default policy, and the field without which their rules are never true: first of grants and denies.
 _ASKED_FOR = {"denying_names.rego": "names", "matching_sites.rego": "sites"}
 _ASKED_FOR_BY_SELECTORS = {"selecting_labels.rego": "labels", "selecting_sites.rego": "sites"}

@@ -25,13 +25,13 @@ from policies.access.asking import (
     narrowed,
     probes_of,
     request_of,
-    told_apart,
     what_can_reach,
     who_can_reach,
     why,
 )
 from policies.access.classes import ANY, DIMENSIONS, OTHER, AccessClass, classes, nodes
 from policies.access.loaded import loaded
+from policies.access.targets import told_apart
 from policies.access.telling import who_document
 from policies.compile import compile_policy
 from policies.lifecycle.workspace import default_policy, load_workspace

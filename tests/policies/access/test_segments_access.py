@@ -17,10 +17,11 @@ from foundation.faults import Fault
 from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import AttestationClass, IdentityRecord, Posture, State, Verdict
 from foundation.reasons import Reason
-from policies.access.asking import Policy, Probe, Subject, access, probes_of, told_apart
+from policies.access.asking import Policy, Probe, Subject, access, probes_of
 from policies.access.classes import ANY, DIMENSIONS, OTHER, AccessClass, classes, nodes
 from policies.access.cli import app
 from policies.access.loaded import loaded
+from policies.access.targets import told_apart
 from policies.access.telling import Asked, what_document, who_document, why_explanation
 from policies.compile import compile_policy
 from policies.settings import CompileSettings, PolicySettings
@@ -68,6 +69,18 @@ def test_nodes_are_told_apart_by_what_selectors_look_at(policy: Policy) -> None:
         "99 nodes (segment (none), hardware, tier 1, region eu, role=db)",
         "web-1 (segment web, hardware, tier 1)",
     ]
+
+
+def test_sites_that_no_selector_names_do_not_tell_nodes_apart(policy: Policy) -> None:
+    fleet = [subject(f"n-{number}", "web", site=f"s{number}", region=f"r{number}") for number in range(200)]
+    assert [each.name for each in told_apart(policy, [*fleet, NORTH])] == [
+        "200 nodes (segment web, hardware, tier 1)",
+        "n-1 (segment (none), hardware, tier 1, site n)",
+    ]
+    own = Policy(policy.ask, policy.explain, policy.data, policy.reads)  # its rules may ask what selectors do not
+    with pytest.raises(Fault) as caught:
+        told_apart(own, fleet)
+    assert caught.value.reason is Reason.POLICY_BOMB
 
 
 def test_a_stream_names_the_segments_and_the_selector(policy: Policy) -> None:
