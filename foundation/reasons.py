@@ -175,7 +175,7 @@ class Reason(Enum):
     # --- Messages, files, settings --------------------------------------------------------------------------
     MESSAGE_TOO_LARGE = _Text(413, "the message is larger than its cap", "send a smaller message")
     MESSAGE_MALFORMED = _Text(400, "the message does not follow its schema", "see docs/protocol.md")
-    SETTING_INVALID = _Text(500, "a setting is not valid", "correct it in sallyport.toml")
+    SETTING_INVALID = _Text(500, "a setting is not valid", "correct it in the settings' file")
     SETTING_FIXED = _Text(
         500, "this setting cannot change while the process serves", "restart to apply it, or put the old value back"
     )
