@@ -30,7 +30,7 @@ from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import AttestationClass
 from foundation.storage.database import Database
 from gateway.configuration import read_configuration
-from gateway.orchestrator import Settings
+from gateway.wiring.settings import Settings
 from pki.authority import Authority
 from pki.entries import Attested, Counters, Expected
 from pki.issue import IssueRequest

@@ -1,4 +1,4 @@
-"""The protocols that packages meet through. The orchestrator fills each; nobody imports the other side."""
+"""The protocols that packages meet through. `gateway/wiring/` fills each; nobody imports the other side."""
 
 from __future__ import annotations
 

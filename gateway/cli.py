@@ -54,7 +54,8 @@ def init_command(
     health_port: Annotated[int, typer.Option(help="Health and metrics, on loopback.")] = 9440,
 ) -> None:
     """Make an authority and a commented sallyport.toml; then `sallyport serve`."""
-    from gateway.orchestrator import Settings, initialise_all  # noqa: PLC0415  # `--help` needs none of it
+    from gateway.wiring.settings import Settings  # noqa: PLC0415  # `--help` needs none of it
+    from gateway.wiring.site import initialise_all  # noqa: PLC0415
 
     directory = directory.resolve()
     make_private_folder(directory)
@@ -112,7 +113,7 @@ def join_command(
     """Make this machine a gateway of an authority elsewhere; then `sallyport serve`."""
     from gateway.joining import Joining  # noqa: PLC0415  # `--help` needs none of it
     from gateway.joining import join as join_authority  # noqa: PLC0415
-    from gateway.orchestrator import Settings  # noqa: PLC0415
+    from gateway.wiring.settings import Settings  # noqa: PLC0415
 
     directory = directory.resolve()
     make_private_folder(directory)
@@ -149,8 +150,8 @@ def recover_command(
     config: _Config = DEFAULT_CONFIG,
 ) -> None:
     """Make a restored authority safe to serve: after its backup was put back, before `sallyport serve`."""
-    from gateway.orchestrator import Settings  # noqa: PLC0415  # `--help` needs none of it
-    from gateway.orchestrator import recover as recover_authority  # noqa: PLC0415
+    from gateway.wiring.settings import Settings  # noqa: PLC0415  # `--help` needs none of it
+    from gateway.wiring.site import recover as recover_authority  # noqa: PLC0415
 
     merged = asyncio.run(recover_authority(Settings.parse(read_configuration(config)), facts or ()))
     _out.print(f"recovered     numbers and epochs are raised, tokens are void, {merged} revocations are put back")
@@ -170,8 +171,9 @@ def serve_command(
 
     import gateway.worker  # noqa: PLC0415  # a check is of all that a start would run
     from gateway.handover import Handover, take_over  # noqa: PLC0415
-    from gateway.orchestrator import Orchestrator, Settings  # noqa: PLC0415  # `--help` needs none of it
+    from gateway.orchestrator import Orchestrator  # noqa: PLC0415  # `--help` needs none of it
     from gateway.signals import Signals  # noqa: PLC0415
+    from gateway.wiring.settings import Settings  # noqa: PLC0415
 
     settings = Settings.parse(read_configuration(config), role)
     if check:
@@ -213,7 +215,7 @@ def doctor_command(
     config: _Config = DEFAULT_CONFIG, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
     """Say what is wrong with this machine or configuration, and what to do. Exit code 1 when something is bad."""
-    from gateway.orchestrator import Settings  # noqa: PLC0415  # `--help` needs none of it
+    from gateway.wiring.settings import Settings  # noqa: PLC0415  # `--help` needs none of it
 
     findings = examine(config, Settings.parse)
     if as_json:

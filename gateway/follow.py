@@ -94,6 +94,13 @@ class Follower:
         self._put_off: PolicyPublished | None = None
         self.caught_up = asyncio.Event()
 
+    @property
+    def waits_for(self) -> str:
+        """What is missing before this process can decide; empty when nothing is."""
+        if not self.caught_up.is_set():
+            return "the authority's facts"
+        return "" if self._store.current.policy is not None else "a policy revision"
+
     async def run(self) -> None:
         """Follow; on any break, wait a growing and jittered time and continue from the last number."""
         await self._recall()

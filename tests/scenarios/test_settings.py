@@ -15,7 +15,7 @@ from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.reasons import Reason
 from gateway.configuration import read_configuration
-from gateway.orchestrator import Settings
+from gateway.wiring.settings import Settings
 from tests.support.commands import fresh
 from tests.support.system import MakeSystem, System
 

@@ -99,7 +99,8 @@ def _serve() -> None:
     import agent.cli  # noqa: F401
     import foundation.audit.cli  # noqa: F401
     import gateway.cli
-    import gateway.orchestrator  # noqa: F401
+    import gateway.orchestrator
+    import gateway.wiring.site  # noqa: F401
     import pki.cli  # noqa: F401
     import policies.cli  # noqa: F401
 
