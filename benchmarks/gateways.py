@@ -57,7 +57,7 @@ def _joined(authority: Site, name: str) -> Site:
         words += [f"--{listener}-port", str(port)]
     command(words)
     made.set("gateway.listener", source_handshakes=MANY, source_burst=MANY, connections_per_identity=10_000)
-    made.set("gateway.overload", lag="2s")
+    made.set("gateway.overload", lag="2s", exchanges=100_000)
     made.set("policy", decision_timeout="5s")
     return made
 

@@ -59,5 +59,6 @@ def fleet(nodes: int) -> Iterator[Fleet]:
         site = initialise(folder, WORKSPACE)
         enlist(site, nodes, (ROLE,), certified=nodes)
         site.set("gateway.listener", connections_per_identity=10_000)
+        site.set("gateway.overload", exchanges=100_000)  # a stream between two workers counts at both
         site.set("policy", decision_timeout="5s")  # thousands of streams open as fast as they can
         yield Fleet(folder, site, Generator.make(folder, site))

@@ -32,8 +32,9 @@ type tunnels struct {
 }
 
 const (
-	alpn = "sallyport-tunnel/1"
-	beat = 10 * time.Second
+	alpn     = "sallyport-tunnel/1"
+	beat     = 10 * time.Second
+	together = 100 // streams that are asked for at once
 
 	kindHello, kindOpen, kindOpened, kindRefused = 1, 2, 3, 4
 	kindEnd, kindReset, kindPing, kindPong       = 8, 9, 10, 11
@@ -122,25 +123,35 @@ func (t *tunnels) open(g *group, client string, count int, route string, targets
 	tunnel.streams = g
 	tunnel.lock.Unlock()
 	g.opened += count
-	var frames bytes.Buffer
-	for i := range count {
-		document := fmt.Sprintf(`{"route":%q,"target":%q,"protocol":"tcp"}`, route, targets[i%len(targets)])
-		frames.Write(frame(kindOpen, uint32(2*i+1), []byte(document)))
-	}
-	if _, err := tunnel.conn.Write(frames.Bytes()); err != nil {
-		return nil, err
-	}
-	for range count {
-		select {
-		case answer := <-tunnel.answers:
-			if answer != "" {
-				return nil, fmt.Errorf("a stream was refused: %s", answer)
-			}
-		case <-time.After(30 * time.Second):
-			return nil, fmt.Errorf("streams are not answered")
+	for first := 0; first < count; first += together {
+		if err := tunnel.ask(first, min(first+together, count), route, targets); err != nil {
+			return nil, err
 		}
 	}
 	return map[string]any{"opened": count, "seconds": time.Since(begun).Seconds()}, nil
+}
+
+// ask asks for the streams of these numbers, and waits for all of them to be taken.
+func (u *tunnel) ask(first, end int, route string, targets []string) error {
+	var frames bytes.Buffer
+	for i := first; i < end; i++ {
+		document := fmt.Sprintf(`{"route":%q,"target":%q,"protocol":"tcp"}`, route, targets[i%len(targets)])
+		frames.Write(frame(kindOpen, uint32(2*i+1), []byte(document)))
+	}
+	if _, err := u.conn.Write(frames.Bytes()); err != nil {
+		return err
+	}
+	for i := first; i < end; i++ {
+		select {
+		case answer := <-u.answers:
+			if answer != "" {
+				return fmt.Errorf("a stream was refused: %s", answer)
+			}
+		case <-time.After(30 * time.Second):
+			return fmt.Errorf("streams are not answered")
+		}
+	}
+	return nil
 }
 
 // tunnel is one connection, and the streams that it has asked for. `whole` hears of its own end, `streams` of theirs.
