@@ -1,4 +1,5 @@
-"""The JSON Schema (2020-12) of the enrolment protocol's messages, from the same bounds that `enrolment` parses by.
+"""The JSON Schema (2020-12) of the messages of enrolment and re-attestation, from the same bounds that `enrolment` and
+`reattestation` parse by.
 
 It is published as docs/reference/enrolment.schema.json, for agents in other languages. What a schema cannot say (no key
 twice, canonical base64, sizes in bytes) docs/protocol.md says.
@@ -9,6 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from foundation.wire import enrolment as wire
+from foundation.wire import reattestation
+from foundation.wire.measurements import MAX_MEASUREMENTS_BYTES
 
 ID = "urn:sallyport:schema:enrolment:v1"
 _NAME = r"^(?!.*\.\.)[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$"
@@ -20,11 +23,12 @@ _SECONDS = {"type": "integer", "minimum": 0}
 def schema() -> dict[str, Any]:
     """The whole schema; each message is one of its definitions."""
     messages = {"begin": _begin(), "challenge": _challenge(), "complete": _complete(), "issued": _issued()}
+    messages |= {"push": _push(), "next": _next()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": ID,
-        "title": "Sallyport enrolment protocol, version 1",
-        "description": "BEGIN, CHALLENGE, COMPLETE, ISSUED, and the evidence inside COMPLETE. See docs/protocol.md.",
+        "title": "Sallyport enrolment and re-attestation protocols, version 1",
+        "description": "BEGIN, CHALLENGE, COMPLETE with its evidence, ISSUED; PUSH, NEXT. See docs/protocol.md.",
         "oneOf": [{"$ref": f"#/$defs/{name}"} for name in messages],
         "$defs": {**messages, "evidence": _evidence(), "pcrs": _pcrs()},
     }
@@ -90,6 +94,44 @@ def _issued() -> dict[str, Any]:
         renew_after=_SECONDS,
         attestation={"enum": ["hardware", "virtual", "none"]},
         attested_until=_SECONDS,
+    )
+
+
+def _push() -> dict[str, Any]:
+    version, empty = {"const": reattestation.VERSION}, {"const": ""}
+    evidence = _object(
+        "Evidence.",
+        version=version,
+        quote=_object(
+            "TPMS_ATTEST and TPMT_SIGNATURE.",
+            attest=_bytes(wire.MAX_STRUCTURE_BYTES) | {"minLength": 4},
+            signature=_bytes(wire.MAX_STRUCTURE_BYTES),
+        ),
+        pcr_values=_list(24, 64),
+        event_log=_bytes(wire.MAX_EVENT_LOG_BYTES),
+        measured_from={"type": "integer", "minimum": 0, "maximum": 2**31},
+        measurements=_bytes(MAX_MEASUREMENTS_BYTES),
+    )
+    question = _object(
+        "A question for a nonce.",
+        version=version,
+        quote=_object("None.", attest=empty, signature=empty),
+        pcr_values={"type": "array", "maxItems": 0},
+        event_log=empty,
+        measured_from={"type": "integer", "const": 0},
+        measurements=empty,
+    )
+    return {"description": "One round of a node that re-attests.", "oneOf": [evidence, question]}
+
+
+def _next() -> dict[str, Any]:
+    return _object(
+        "The answer to PUSH.",
+        nonce=_bytes(wire.NONCE_BYTES) | {"minLength": (wire.NONCE_BYTES + 2) // 3 * 4},
+        pcrs={"$ref": "#/$defs/pcrs"},
+        interval={"type": "integer", "minimum": 1, "maximum": reattestation.MAX_INTERVAL_SECONDS},
+        attested_until=_SECONDS,
+        measured={"type": "boolean"},
     )
 
 

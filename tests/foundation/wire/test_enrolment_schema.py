@@ -15,6 +15,7 @@ from foundation.faults import Fault
 from foundation.identifiers import SpiffeId
 from foundation.wire.enrolment import Begin, Challenge, Complete, Evidence, Issued, PcrSelection, Token
 from foundation.wire.enrolment_schema import schema
+from foundation.wire.reattestation import Next, Push
 
 SCHEMA = schema()
 TOKEN = Token(bytes(32), bytes(16), bytes(32)).encode()
@@ -23,13 +24,17 @@ MESSAGES: dict[str, Any] = {
     "challenge": Challenge(bytes(16), bytes(32), 60, b"b", b"s", PcrSelection("sha256", (0, 7)), bytes(32)),
     "complete": Complete(bytes(16), b"evidence", bytes(32)),
     "evidence": Evidence(b"c", b"s", b"q", b"t", (bytes(32),), b"log", b"csr", b"p"),
+    "push": Push(b"q", b"s", (bytes(32),), b"log", 3, b"entries"),
+    "question": Push(),
+    "next": Next(bytes(32), PcrSelection("sha256", (0, 7)), 60, 3, True),
     "issued": Issued("spiffe://fleet.example/node/edge-1", (b"l", b"i", b"r"), 3, 2, "hardware", 3),
 }
 REFERENCE = Path(__file__).parents[3] / "docs/reference/enrolment.schema.json"
 
 
 def _validator(name: str) -> Draft202012Validator:
-    return Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": SCHEMA["$defs"]})
+    defined = "push" if name == "question" else name
+    return Draft202012Validator({"$ref": f"#/$defs/{defined}", "$defs": SCHEMA["$defs"]})
 
 
 def _parses(name: str, document: object) -> bool:
