@@ -4,7 +4,8 @@ Laws held here:
 - nothing of an archive is used before its signature verifies, here and again after each start (`policies.signed`);
 - no revision below the highest one ever accepted is accepted again, nor another one of the same number. The floor is
   kept twice: sealed with the bundle, and in the open, so that a loss of the seal loses no floor;
-- trust time never goes back: the authority's time of each bundle is told to it, and of the sealed one at each start;
+- trust time never goes back: the authority's time of each bundle is told to it, and at each start the time that was
+  sealed with the bundle, minutes ago at most;
 - a bundle is of this node: one that speaks of another is refused;
 - what the authority says of this node ends it: refused as revoked, in quarantine, unknown or failed, the node forgets
   its bundle, and decides nothing by itself any more;
@@ -174,7 +175,6 @@ class Bundles:
             self._note("bundle.refused", {"reason": fault.reason.code, "kept": True})
             return
         if held is not None:
-            self._time.heard(held.bundle.at)
             self._use(held)
 
     async def run(self) -> None:
@@ -193,6 +193,8 @@ class Bundles:
         except Fault as fault:
             self._failures += 1
             self._failed(fault)
+            if self.current is not None:  # for the time that passes, lest a clock that is set back makes it young again
+                await self._try_to_keep(self.current)
         else:
             self._failures, self.fault = 0, None
 
@@ -207,9 +209,15 @@ class Bundles:
         self._time.heard(bundle.at)
         if held is None or fresh.digest != held.digest:
             self._note("bundle.accepted", {"revision": fresh.number, "digest": fresh.digest})
+        if held is not None and _spki(bundle.policy_key) != _spki(held.bundle.policy_key):
+            _LOG.warning("the authority vouches for another policy key than before")
+            self._note("policy_key.changed", {"sha256": hashlib.sha256(bundle.policy_key).hexdigest()})
         self._use(fresh)
+        await self._try_to_keep(fresh, archive)
+
+    async def _try_to_keep(self, held: Held, archive: bytes = b"") -> None:
         try:
-            await asyncio.to_thread(self._keep, fresh, archive)
+            await asyncio.to_thread(self._keep, held, archive)
         except (OSError, Fault) as error:  # it is in use, and will be gone after a restart
             _LOG.error("the bundle cannot be kept: %s", error)
 
@@ -218,7 +226,7 @@ class Bundles:
         # 1. It is about this node, and the policy key is one that is believed.
         if bundle.record.id != self._node:
             raise Fault(Reason.SERVER_UNTRUSTED, f"the bundle is of {bundle.record.id}", field="bundle.record")
-        self._check_key(bundle, held)
+        self._check_key(bundle)
         # 2. Without an archive, the revision is the one that is held, and stays.
         if not bundle.archive:
             if held is None or bundle.numbers.policy != held.number:
@@ -231,14 +239,10 @@ class Bundles:
         slim = replace(bundle, archive=b"")
         return Held(slim, revision.number, revision.digest, revision.compiled), bundle.archive
 
-    def _check_key(self, bundle: NodeBundle, held: Held | None) -> None:
+    def _check_key(self, bundle: NodeBundle) -> None:
         path = self._settings.policy_key
-        if path is not None:
-            if _spki(read_bounded(path, MAX_HEAD_BYTES)) != _spki(bundle.policy_key):
-                raise Fault(Reason.REVISION_SIGNATURE, "the policy key is not the one in the settings", field=str(path))
-        elif held is not None and _spki(bundle.policy_key) != _spki(held.bundle.policy_key):
-            _LOG.warning("the authority vouches for another policy key than before")
-            self._note("policy_key.changed", {"sha256": hashlib.sha256(bundle.policy_key).hexdigest()})
+        if path is not None and _spki(read_bounded(path, MAX_HEAD_BYTES)) != _spki(bundle.policy_key):
+            raise Fault(Reason.REVISION_SIGNATURE, "the policy key is not the one in the settings", field=str(path))
 
     def _use(self, held: Held | None) -> None:
         self.current = held
@@ -275,7 +279,7 @@ class Bundles:
     def _keep(self, held: Held, archive: bytes) -> None:
         """The floor first: a crash in between loses a bundle, never a floor."""
         floor = {"number": held.number, "digest": held.digest}
-        state = json.dumps(floor).encode() + b"\n" + held.bundle.encode()
+        state = json.dumps(floor | {"time": self._time.now()}).encode() + b"\n" + held.bundle.encode()
         if archive:
             write_secret(self._floor_file, json.dumps(floor).encode())
             self._vault.write(REVISION, archive)
@@ -287,7 +291,9 @@ class Bundles:
         if raw is None or archive is None:
             return None
         head, _newline, bundle = raw.partition(b"\n")
-        sealed = _read_floor(Fields.from_json(head, STATE, Reason.FILE_UNREADABLE, max_bytes=_MAX_FLOOR_BYTES))
+        fields = Fields.from_json(head, STATE, Reason.FILE_UNREADABLE, max_bytes=_MAX_FLOOR_BYTES)
+        self._time.heard(fields.number("time"))
+        sealed = _read_floor(fields)
         kept = replace(NodeBundle.parse(bundle), archive=archive)
         held = Held(replace(kept, archive=b""), sealed.number, sealed.digest, _NO_POLICY)
         return self._accepted(kept, held)[0]
