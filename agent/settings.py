@@ -16,6 +16,7 @@ from foundation.reasons import Reason
 
 DEFAULT_FILE = Path("/etc/sallyport/agent.toml")
 MOST_GATEWAYS = 16
+_RUNNING = frozenset({"drain", "through_tunnels"})  # `agent.configuration` reads them
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +100,10 @@ class AgentSettings:
 
     @classmethod
     def load(cls, path: Path) -> AgentSettings:
-        """The `[agent]` section of a TOML file; its tables are `sallyport agent`'s, other sections other programs'
-        business. Raises `Fault(FILE_UNREADABLE | SETTING_INVALID | SETTING_UNKNOWN)`."""
+        """The `[agent]` section of a TOML file; what a running agent alone reads, tables among it, and other sections
+        are other programs' business. Raises `Fault(FILE_UNREADABLE | SETTING_INVALID | SETTING_UNKNOWN)`."""
         section = agent_section(path)
-        own = {name: value for name, value in section.items() if not _is_table(value)}
+        own = {name: value for name, value in section.items() if name not in _RUNNING and not _is_table(value)}
         return cls.parse(agent_fields(own))
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.configuration import RunSettings
 from agent.settings import Address, AgentSettings
 from agent.store import Identity, KeyFile, NodeStore, Pending
 from foundation.faults import Fault
@@ -107,6 +108,12 @@ def load(tmp_path: Path, text: str) -> AgentSettings:
     path = tmp_path / "agent.toml"
     path.write_text(text)
     return AgentSettings.load(path)
+
+
+def test_commands_read_the_file_of_a_running_agent(tmp_path: Path) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text('[agent]\nnode = "edge-1"\ndrain = "3s"\nthrough_tunnels = true\n[agent.tunnel]\nping = "1s"\n')
+    assert AgentSettings.load(path).node == RunSettings.load(path).node.node == "edge-1"
 
 
 def test_settings_have_safe_defaults(tmp_path: Path) -> None:
