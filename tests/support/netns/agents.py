@@ -106,6 +106,15 @@ class AgentMachine:
         """Whether it has a tunnel to each of these gateways, to all when none is named."""
         return {gateway.name for gateway in at or self.site.gateways} <= self.streams().keys()
 
+    @property
+    def attested_until(self) -> float:
+        """In seconds since the Unix epoch; 0 while it is not there."""
+        return float(self.status().get("attested_until", 0))
+
+    def has_revision(self, number: int) -> bool:
+        """Whether it holds this revision, or a later one."""
+        return bool(self.status().get("floor", 0) >= number)
+
     def is_walled(self) -> bool:
         return self.status().get("firewall") == "in_force"
 
@@ -137,7 +146,7 @@ class AgentMachine:
         self, ports: Sequence[Port], offers: Mapping[str, str], gateways: Sequence[GatewayMachine]
     ) -> None:
         addresses = ", ".join(f'"{gateway.gateway.address}"' for gateway in gateways)
-        lines = [f"gateways = [{addresses}]"]
+        lines = [f"gateways = [{addresses}]", "through_tunnels = true"]
         lines += ["[agent.firewall]", 'interval = "1s"']
         lines += ["[agent.tunnel]", 'connect = "3s"', 'ping = "1s"', 'silence = "3s"']
         for port in ports:

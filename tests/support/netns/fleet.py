@@ -191,9 +191,13 @@ class Fleet:
         made.gateway.edit("workers = 0 ", "workers = 2 ")
         if self.redis is not None:
             made.gateway.append(f'[hotstate.redis]\nurl = "unix://{self.redis}"')
-            made.gateway.append(f'[gateway.broker]\nrelay = "{made.gateway.address}"\nsilence = "5s"')
+            made.gateway.append(self._broker_section(made.gateway))
         made.start()
         return made
+
+    def _broker_section(self, gateway: Gateway) -> str:
+        api = f"{self.authority.host}:{self.authority.ports['api']}"
+        return f'[gateway.broker]\nrelay = "{gateway.address}"\nauthority = "{api}"\nsilence = "5s"'
 
     # --- its nodes ----------------------------------------------------------------------------------
 
@@ -229,6 +233,14 @@ class Fleet:
         revision = self.authority.publish()
         for gateway in self.gateways:
             wait_until(partial(gateway.enforces, revision), f"revision {revision} at {gateway.name}")
+
+    def renumber_policy(self) -> int:
+        """The newest revision once more, under the next number, which it gives."""
+        authority = self.authority
+        newest = authority.folder / f"revision-{authority.revision}.bundle"
+        authority.revision += 1
+        authority.operate("policy", "publish", str(authority.renumbered(newest, authority.revision)))
+        return authority.revision
 
     def write(self) -> None:
         """Change, on its own machine, what watches look at."""
