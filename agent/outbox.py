@@ -279,19 +279,29 @@ class Outbox:
     # --- incarnations -----------------------------------------------------------------------------------------
 
     def _take_up(self) -> tuple[_State, RecordFiles]:
-        found = _State.read(self._folder / STATE)
+        found, unreadable = self._read_state()
         state = found or _State.anew()
         files = RecordFiles(self._folder / state.incarnation, state.taken)
         if found is None or not found.open:
             state = replace(state, open=True)
             state.write(self._folder / STATE)
         elif files.size <= self._settings.max_bytes:
-            self._note_unclean_end(files)
+            self._note_gap(files, {"unclean": True, "cut_bytes": files.cut})
+        if unreadable:
+            self._note_gap(files, {"state": "unreadable"})
         self._remove_others(state)
         return state, files
 
-    def _note_unclean_end(self, files: RecordFiles) -> None:
-        body = {"unclean": True, "cut_bytes": files.cut}
+    def _read_state(self) -> tuple[_State | None, bool]:
+        """What the state's file says, and whether it cannot be read: then the records it was of are lost, and that is
+        told. A node must not stay down for it."""
+        try:
+            return _State.read(self._folder / STATE), False
+        except Fault as fault:
+            _LOG.error("the outbox begins anew, for its state cannot be read: %s", fault)
+            return None, True
+
+    def _note_gap(self, files: RecordFiles, body: Mapping[str, Any]) -> None:
         try:
             files.append(NodeRecord(self._clock.now(), RecordKind.GAP, body).encode())
         except OSError as error:

@@ -217,6 +217,16 @@ async def test_a_receipt_of_more_than_was_sent_is_held_against_the_files(taking:
     assert await taking.numbers() == list(range(600))
 
 
+async def test_a_state_that_cannot_be_read_keeps_no_node_down(taking: Taking, folder: Path) -> None:
+    outbox = opened(folder)
+    note(outbox, 1)
+    (folder / STATE).write_text("{")
+    again = opened(folder)
+    note(again, 2)
+    await again.deliver_all(taking.deliver)
+    assert await taking.bodies() == [{"state": "unreadable"}, {"n": 2}]
+
+
 # --- space ---------------------------------------------------------------------------------------------------
 
 
