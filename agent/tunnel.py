@@ -33,6 +33,7 @@ _log = logging.getLogger("sallyport.agent.tunnel")
 SOFTWARE = "sallyport-agent/1"
 _ELSEWHERE = frozenset({Reason.STREAM_LIMIT, Reason.REVISION_DOWNGRADE})
 _UNAVAILABLE = 503
+_FOLLOWS = 30.0  # seconds within which a gateway that was behind has followed
 
 Take = Callable[[Stream, StreamAnswer], StreamUser]
 """Told of a stream that was accepted, before anything of it comes; says who uses it."""
@@ -114,6 +115,7 @@ class NodeTunnel:
         self._old: set[Link] = set()
         self._again = asyncio.Event()  # a new connection is due, though this one is up
         self._leaving = False
+        self._behind_until = 0.0
 
     @property
     def is_up(self) -> bool:
@@ -121,8 +123,9 @@ class NodeTunnel:
 
     @property
     def is_behind(self) -> bool:
-        """Whether the gateway enforces a revision below what this node has had."""
-        return self.link is not None and self.link.hello.revision < self._floor()
+        """Whether the gateway, when it greeted us a moment ago, enforced a revision below what this node has had. It
+        follows soon, and says so to nobody."""
+        return self._clock.monotonic() < self._behind_until
 
     @property
     def links(self) -> tuple[Link, ...]:
@@ -150,7 +153,10 @@ class NodeTunnel:
                 self.link = None
         finally:
             for link in self.links:
-                link.abort(Fault(Reason.DRAINING))
+                if link.tunnel.streams:
+                    link.abort(Fault(Reason.DRAINING))
+                else:
+                    link.close()
 
     async def _stand(self, keepers: asyncio.TaskGroup) -> None:
         """Dial; return when another connection is due."""
@@ -199,7 +205,9 @@ class NodeTunnel:
         self._supersede(self.link)
         self.link, self.fault = link, None
         _log.info("tunnel to %s is up, revision %d", self.gateway, link.hello.revision)
-        if self.is_behind:
+        self._behind_until = 0.0
+        if link.hello.revision < self._floor():
+            self._behind_until = self._clock.monotonic() + _FOLLOWS
             _log.warning(
                 "%s enforces revision %d, this node has had %d", self.gateway, link.hello.revision, self._floor()
             )

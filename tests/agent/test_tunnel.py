@@ -275,15 +275,20 @@ async def test_a_renewed_certificate_makes_a_new_tunnel_and_loses_no_stream(auth
             assert node.credentials.asked == 2
 
 
-async def test_a_gateway_below_the_floor_is_asked_last(authority: SmallAuthority) -> None:
+@pytest.mark.parametrize("follows", [30.0, 0.0])
+async def test_a_gateway_below_the_floor_is_asked_last_until_it_has_followed(
+    authority: SmallAuthority, monkeypatch: pytest.MonkeyPatch, follows: float
+) -> None:
+    monkeypatch.setattr("agent.tunnel._FOLLOWS", follows)
     async with FakeGateway(authority).listening() as first, FakeGateway(authority, name="gw-2").listening() as second:
         first.revision, second.revision = 4, 5
         node = Node(authority, [first.address, second.address], floor=5)
         async with node.running():
             await node.up(2)
             await opened(node)
-            assert (len(first.requests), len(second.requests)) == (0, 1)
-            assert [row["behind"] for row in node.tunnels.status()] == [True, False]
+            asked = second if follows else first
+            assert len(asked.requests) == len(first.requests) + len(second.requests) == 1
+            assert [row["behind"] for row in node.tunnels.status()] == [bool(follows), False]
 
 
 async def test_a_gateway_that_breaks_the_protocol_is_hung_up_on(authority: SmallAuthority) -> None:
