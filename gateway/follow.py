@@ -42,7 +42,7 @@ class Kept(Protocol):
 
 
 class Followers(Protocol):
-    """Who else applies the same changes in the same order (`gateway.supervisor`)."""
+    """Who else applies the same changes in the same order (`gateway.orders`)."""
 
     def apply(self, change: Change) -> None:
         """Tell `change`, before it is in force here."""

@@ -1,13 +1,11 @@
-"""Starts the workers, tells all of them the same in the same order, and replaces what dies.
+"""Starts the workers, and replaces what dies. What they are told is in `gateway.orders`.
 
 Laws held here:
 - a worker accepts nothing before it has the whole present state and the enforced revision;
-- a change goes to every worker before anything else is done with it, and counts as in force once each has acknowledged
-  it;
 - a worker that says nothing for `silence` while a change of trust is not in force in it is killed: what it carries is
   cut then, which is what the change may have asked for. Silence is counted in ticks of our own loop, so that a machine
   which stands still kills nobody; an idle worker owes nothing and is left alone;
-- a revision is enforced in all workers or in none; a worker that cannot load the enforced one carries nothing;
+- a worker that cannot load the enforced revision carries nothing;
 - what a worker does not read is bounded (`gateway.channel`), and so are the pauses between attempts to start one.
 """
 
@@ -19,7 +17,6 @@ import logging
 import math
 import os
 import socket
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
@@ -29,44 +26,34 @@ from foundation.decisionlog.ids import is_decision_id
 from foundation.decisionlog.segments import OPEN_SUFFIX
 from foundation.faults import Fault
 from foundation.files import make_private_folder
-from foundation.identity import Change, Heartbeat, PolicyPublished, SnapshotNumbers
 from foundation.reasons import Reason
 from gateway.control import (
     LAST_WORD,
     Acknowledged,
     Answered,
-    Ask,
     Beat,
-    Changed,
     Drain,
-    Enforce,
-    Forget,
     Listen,
-    Load,
     Message,
-    Renewed,
     SegmentFull,
 )
 from gateway.handover import HandedWorker, Handover
+from gateway.orders import Orders
 from gateway.processes import Process
 from gateway.scrape import Told
 from gateway.snapshot import SnapshotStore
 from gateway.supervised import Lineage, Pool, Worker
-from policies.signing import VerifyingKey, public_pem
 
 TICK_SECONDS = 0.05
 BEAT_SECONDS = 1.0
 HUNG_SECONDS = 15.0  # without a word, even though nothing is owed but beats
 _HUNG_TICKS = round(HUNG_SECONDS / TICK_SECONDS)
-LOAD_SECONDS = 60.0
-ASK_SECONDS = 2.0
 START_SECONDS = 60.0
 PAUSE_FIRST, PAUSE_LAST = 0.1, 5.0
 MAX_NUMBERS = 128  # workers at one time, those that retire included
 RETIRE_GRACE = 2.0
 RELEASE_SECONDS = 1.0
 LIVED = 10.0  # seconds after which a death is no failed start
-TOLD_AT_ONCE = 256
 _LOG = logging.getLogger(__name__)
 
 
@@ -93,22 +80,16 @@ class Supervisor:
         """`left` are the workers of the main process before us: they serve until ours take over."""
         self._left = left.workers if left else ()
         self._pool = pool
-        self._facts = facts
         self._time = time
         self._metrics = metrics
         self._workers: list[Worker] = []
         self._lineages: list[Lineage] = []
         self._group: asyncio.TaskGroup | None = None
-        self._sequence = left.sequence if left else 0
-        self._question = itertools.count(1)
-        self._enforced: Load | None = None
-        self._candidate: Load | None = None
+        self.orders = Orders(self._workers, facts, left.sequence if left else 0)
         self._accepting = False
         self._numbers = {each.number for each in self._left}
         self._started = asyncio.Event()
-        self._marks: deque[tuple[int, SnapshotNumbers]] = deque()
-        self.on_force: Callable[[SnapshotNumbers], None] = _unheard  # told what has come into force everywhere
-        self.last_words: Callable[[Told], None] = _unheard
+        self.last_words: Callable[[Told], None] = lambda told: None
         self._changed = asyncio.Event()  # some worker got further, or ended
 
     # --- its life ---------------------------------------------------------------------------------------
@@ -162,7 +143,7 @@ class Supervisor:
             worker.handed_over = worker.following and not worker.ended
             if worker.handed_over:
                 handed.append(await self._release(worker))
-        return self._sequence, tuple(each for each in handed if each is not None)
+        return self.orders.sequence, tuple(each for each in handed if each is not None)
 
     async def _release(self, worker: Worker) -> HandedWorker | None:
         try:
@@ -242,83 +223,6 @@ class Supervisor:
         ready = len(self._carriers())
         return "" if ready >= self._pool.count else f"{self._pool.count - ready} of {self._pool.count} workers"
 
-    # --- what is told to all ----------------------------------------------------------------------------
-
-    def apply(self, change: Change) -> None:
-        """Tell `change`."""
-        self._sequence += 1
-        order = Changed(self._sequence, change)
-        owed = 0 if isinstance(change, Heartbeat) else self._sequence
-        for worker in self._workers:
-            if worker.following:
-                worker.owes = owed or worker.owes
-                worker.send(order)
-            elif worker.behind is not None:
-                worker.behind.append(order)
-
-    async def keep_up(self) -> None:
-        """What was told is in our own facts by now. Wait for who has much to read still; a worker that does not read is
-        killed before long."""
-        self._marks.append((self._sequence, self._facts.current.numbers))
-        self._see_what_is_in_force()
-        for worker in list(self._workers):
-            if worker.channel is not None and worker.channel.is_full:
-                await worker.channel.wait_drained()
-
-    async def load(self, published: PolicyPublished, key: VerifyingKey) -> None:
-        """Load a revision, which was verified by `key`, in every worker. Raises the first `Fault`; then none holds
-        it."""
-        if self._candidate is not None and self._candidate.revision != published.revision:
-            self._withdraw(self._candidate)
-        order = self._candidate = Load(published.revision, public_pem(key), published.bundle, published.at)
-        following = [worker for worker in self._workers if worker.following]  # whoever is brought up loads it too
-        done = await asyncio.gather(*(self._load(worker, order) for worker in following), return_exceptions=True)
-        for worker, how in zip(following, done, strict=True):
-            if isinstance(how, Fault) and not worker.ended:
-                self._withdraw(order)
-                raise how
-
-    def _withdraw(self, order: Load) -> None:
-        self._candidate = None
-        for worker in self._workers:
-            worker.holds.discard(order.revision)
-            worker.send(Forget(order.revision))
-
-    def enforce(self, revision: int) -> None:
-        """From now on every worker decides by the loaded `revision`."""
-        if self._candidate is None or self._candidate.revision != revision:
-            raise ValueError("load it first")
-        self._enforced, self._candidate = self._candidate, None
-        self._sequence += 1
-        for worker in self._workers:
-            if worker.following:
-                worker.owes = self._sequence
-                worker.send(Enforce(self._sequence, revision))
-
-    def _see_what_is_in_force(self) -> None:
-        """Up to where every worker has acknowledged; one that carries nothing is not asked."""
-        least = min((worker.acknowledged for worker in self._workers if worker.following), default=self._sequence)
-        reached = None
-        while self._marks and self._marks[0][0] <= least:
-            reached = self._marks.popleft()[1]
-        if reached is not None:
-            self.on_force(reached)
-
-    def renewed(self) -> None:
-        """The certificate changed on disk."""
-        for worker in self._workers:
-            worker.send(Renewed())
-
-    async def ask(self, question: str, body: bytes = b"") -> list[Told]:
-        """Every worker's answer. Who does not answer in time is left out."""
-        asked = [worker for worker in self._workers if worker.following]
-        answers = await asyncio.gather(*(self._ask(each, question, body) for each in asked), return_exceptions=True)
-        return [
-            Told(worker.number, worker.process.pid, answer)
-            for worker, answer in zip(asked, answers, strict=True)
-            if isinstance(answer, bytes)
-        ]
-
     @property
     def living(self) -> set[int]:
         """The process IDs of all workers."""
@@ -382,59 +286,19 @@ class Supervisor:
         return worker
 
     async def _bring_up(self, worker: Worker, pool: Pool) -> None:
-        """Configured, policy, facts, then whatever came meanwhile. Raises `Fault`."""
+        """Configured, then told everything. Raises `Fault`."""
         worker.send(pool.configure(worker.number), large=True)
         await worker.wait_for("configured", START_SECONDS)
-        await self._tell_present(worker)
-        while lacking := [each for each in self._revisions() if each.revision not in worker.holds]:
-            await self._load(worker, lacking[0])
-        self._let_follow(worker)
+        await self.orders.bring_up(worker)
         while worker.acknowledged < worker.owes:  # `_watch` kills one that says nothing
             await self._next_change()
             worker.check_alive()
         worker.ready = True
         self._part_sockets()
 
-    def _revisions(self) -> list[Load]:
-        return [each for each in (self._enforced, self._candidate) if each is not None]
-
-    def _let_follow(self, worker: Worker) -> None:
-        """What came meanwhile, then the revision; from now on it is told everything with all others."""
-        for order in worker.behind or ():
-            worker.send(order)
-        worker.behind, worker.following = None, True
-        self._sequence += 1
-        worker.owes = self._sequence
-        if self._enforced is not None:
-            worker.send(Enforce(self._sequence, self._enforced.revision))
-        else:
-            worker.send(Changed(self._sequence, Heartbeat(self._facts.heartbeat_at, self._facts.current.numbers)))
-
-    async def _tell_present(self, worker: Worker) -> None:
-        """The changes that make the present facts, in pieces; what comes meanwhile is told behind them."""
-        worker.behind = []
-        present = self._facts.present()
-        while told := list(itertools.islice(present, TOLD_AT_ONCE)):
-            for change in told:
-                worker.send(Changed(0, change))
-            if worker.channel is not None:
-                await worker.channel.wait_drained()
-            await asyncio.sleep(0)
-            worker.check_alive()
-
-    async def _load(self, worker: Worker, order: Load) -> None:
-        worker.send(order, large=True)
-        await worker.wait_for(f"loaded {order.revision}", LOAD_SECONDS)
-        worker.holds.add(order.revision)
-
-    async def _ask(self, worker: Worker, question: str, body: bytes) -> bytes:
-        number = next(self._question)
-        worker.send(Ask(number, question, body))
-        return await worker.wait_for(f"answered {number}", ASK_SECONDS)
-
     def _reported(self, worker: Worker, report: Message | None) -> None:
         if isinstance(report, Acknowledged):
-            self._see_what_is_in_force()
+            self.orders.see_what_is_in_force()
         elif isinstance(report, SegmentFull):
             self._close_segment(worker, report.name)
         elif isinstance(report, Answered) and report.number == LAST_WORD:
@@ -452,7 +316,7 @@ class Supervisor:
 
     def _bury(self, worker: Worker) -> None:
         self._workers.remove(worker)
-        self._see_what_is_in_force()
+        self.orders.see_what_is_in_force()
         worker.ready = worker.following = False
         if worker.channel is not None:
             worker.channel.close()
@@ -516,10 +380,6 @@ async def _all_settled(lineages: list[Lineage]) -> None:
         await asyncio.wait([lineage.settled for lineage in lineages])
     for lineage in lineages:
         lineage.settled.result()
-
-
-def _unheard(told: object) -> None:
-    pass
 
 
 def parted(sockets: int, workers: int) -> Iterable[tuple[int, ...]]:

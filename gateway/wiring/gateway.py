@@ -61,20 +61,21 @@ def build_gateway(
     """`left` are the workers of the main process before this one."""
     store, state = SnapshotStore(), settings.system.state
     workers = Supervisor(worker_pool(settings, base, authority, sockets), store, base.time, base.metrics, left)
-    authority.certificates.changed = workers.renewed
-    workers.on_force = authority.in_force
-    enforcer = Enforcer(settings.policy, base.policy_key.key, state / "policy.floor", base.mask, workers.load)
+    orders = workers.orders
+    authority.certificates.changed = orders.renewed
+    orders.on_force = authority.in_force
+    enforcer = Enforcer(settings.policy, base.policy_key.key, state / "policy.floor", base.mask, orders.load)
     is_here = isinstance(settings.authority, AuthoritySections)
     kept = None if is_here else KeptFacts(state / "facts", store.present, base.time)
     shelf = RevisionShelf(state / "revisions", lambda: base.policy_key.key, settings.policy)
-    follower = Follower(authority.feed, store, shelf.keeping(enforcer), base.audit, base.time, kept, workers)
-    scrape = Scrape(base.telemetry.registry, lambda: workers.ask("metrics"), lambda: workers.living)
+    follower = Follower(authority.feed, store, shelf.keeping(enforcer), base.audit, base.time, kept, orders)
+    scrape = Scrape(base.telemetry.registry, lambda: orders.ask("metrics"), lambda: workers.living)
     workers.last_words = scrape.farewell
 
     def ready() -> str:
         return follower.waits_for
 
-    watch = Watch(store, base.time, settings.plane.staleness, scrape.gather, workers.ask, ready)
+    watch = Watch(store, base.time, settings.plane.staleness, scrape.gather, orders.ask, ready)
     explainer = Explainer(store, base.decisions, shelf.engine)
     return GatewayParts(
         store,
@@ -83,8 +84,8 @@ def build_gateway(
         kept,
         workers,
         PolicyAuthorizer(store, base.time, base.audit, base.decisions.ids, recording(base.decisions, base.time)),
-        OperatorsApi(store, workers.ask, base.decisions, explainer, base.time, ready, watch.now),
-        UpstreamsApi(workers.ask, lambda: published_keys(state)),
+        OperatorsApi(store, orders.ask, base.decisions, explainer, base.time, ready, watch.now),
+        UpstreamsApi(orders.ask, lambda: published_keys(state)),
         AccessApi(store, settings.policy, base.time),
         shelf,
         watch,
