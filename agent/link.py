@@ -12,7 +12,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Protocol
 
 from cryptography import x509
 
@@ -24,6 +24,7 @@ from foundation.leaf import spiffe_id
 from foundation.reasons import Reason
 from foundation.tls import peer_certificate
 from foundation.tunnel import Stream, Tunnel
+from foundation.tunnel_protocol import TunnelProtocol
 from foundation.wire.streams import Hello
 from foundation.wire.tunnel import PROTOCOL
 
@@ -43,7 +44,7 @@ class Served(Protocol):
         ...
 
 
-class Link(asyncio.Protocol):
+class Link(TunnelProtocol):
     """`tunnel` is of use once `ready` is done. `hello` is what the gateway said first, `lost` is set with the loss,
     `fault` is why we ended it, where we did."""
 
@@ -60,7 +61,6 @@ class Link(asyncio.Protocol):
         self._trust_domain = trust_domain
         self._own_hello = hello
         self._served = served
-        self._transport: asyncio.Transport | None = None
 
     @property
     def is_up(self) -> bool:
@@ -85,34 +85,26 @@ class Link(asyncio.Protocol):
     # --- asyncio's side -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = connection = cast(asyncio.Transport, transport)  # uvloop's are not of the class
+        super().connection_made(transport)
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED)
         try:
             check_gateway(transport, self._trust_domain)
         except Fault as fault:
             self.abort(fault)
             return
-        self.tunnel.made(connection)
-        self.tunnel.hello(self._own_hello.encode())
+        self.begin(self._own_hello)
 
     def data_received(self, data: bytes) -> None:
-        if self.fault is not None:
-            return
-        try:
-            self.tunnel.received(data)
-        except Fault as fault:
-            self.abort(fault)
+        if self.fault is None:
+            super().data_received(data)
 
-    def pause_writing(self) -> None:
-        self.tunnel.blocked()
-
-    def resume_writing(self) -> None:
-        self.tunnel.unblocked()
+    def broken(self, fault: Fault) -> None:
+        """See `TunnelProtocol.broken`."""
+        self.abort(fault)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
         self.lost.set()
-        self.tunnel.lost()
+        super().connection_lost(error)
         if not self.ready.done():
             self.ready.set_exception(self.fault or unreachable(self.gateway, error or ConnectionResetError()))
             self.ready.exception()  # whoever waits hears of it; that nobody does is no error

@@ -13,14 +13,13 @@ from foundation.wire.streams import Hello, StreamRefusal, StreamRelay
 from foundation.wire.tunnel import FRAMES_OF_GATEWAY, FRAMES_OF_NODE
 from gateway.broker.broker import Broker
 from gateway.broker.callers import Callers
-from gateway.broker.links import STREAMS
-from gateway.broker.stream import BrokeredStream
+from gateway.broker.links import SOFTWARE, STREAMS
+from gateway.broker.stream import BrokeredStream, WaitingStreams
 from gateway.proxy.connection import ClientConnection
 from gateway.proxy.exchange import NEVER
 from gateway.proxy.services import ConnectionServices
 from gateway.standing import refusal_by_standing, standing_of
 
-SOFTWARE = "sallyport"
 REPLACED_SECONDS = 3.0
 LOOK_SECONDS = 5.0
 
@@ -28,7 +27,7 @@ LOOK_SECONDS = 5.0
 class FramedConnection(ClientConnection):
     """What both kinds have in common. Implements `foundation.tunnel.TunnelUser`."""
 
-    __slots__ = ("_broker", "_greeted", "_streams", "tunnel")
+    __slots__ = ("_broker", "_greeted", "_waiting", "tunnel")
 
     kind: ClassVar[Kind]
 
@@ -36,7 +35,7 @@ class FramedConnection(ClientConnection):
         super().__init__(services, siblings)
         self._broker = broker
         self._greeted = False
-        self._streams: dict[BrokeredStream, None] = {}  # those to be looked at for their `due`
+        self._waiting = WaitingStreams()
         of_node = self.kind is Kind.NODE
         self.tunnel = Tunnel(
             self,
@@ -87,15 +86,8 @@ class FramedConnection(ClientConnection):
         silence = self._broker.settings.silence
         if self._full_until <= now or self.due <= now or now - self.tunnel.heard_at > silence:
             self.abort(Reason.REQUEST_TIMEOUT)
-        elif self._streams:
-            self._sweep_streams(now)
-
-    def _sweep_streams(self, now: float) -> None:
-        for stream in list(self._streams):
-            if stream.due <= now:
-                stream.timed_out()
-            if stream.over or (stream.due == NEVER and not stream.is_timed):
-                del self._streams[stream]
+        else:
+            self._waiting.sweep(now)
 
     def close_if_idle(self) -> None:
         """While draining: the other side is told to have its new streams elsewhere."""
@@ -135,7 +127,7 @@ class FramedConnection(ClientConnection):
             self._refuse_unasked(stream, fault)
             return
         if brokered is not None:
-            self._streams[brokered] = None
+            self._waiting.add(brokered)
 
     def draining(self) -> None:
         """The other side goes: nobody asks it for more."""

@@ -6,56 +6,42 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable
-from typing import cast
 
 from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.tunnel import Stream, Tunnel
+from foundation.tunnel_protocol import TunnelProtocol
 from foundation.wire.streams import Hello
 
 CONNECT_SECONDS = 5.0
 BEAT_SECONDS = 5.0
 SILENCE_SECONDS = 20.0
 STREAMS = 1 << 16
+SOFTWARE = "sallyport"  # what HELLO tells
 _LOG = logging.getLogger(__name__)
 
 
-class Link(asyncio.Protocol):
+class Link(TunnelProtocol):
     """One connection to another worker or gateway. Implements `foundation.tunnel.TunnelUser`."""
 
     def __init__(self, clock: Clock) -> None:
         self.tunnel = Tunnel(self, clock, dials=True, most_streams=STREAMS)
         self.takes_streams = False
-        self._transport: asyncio.Transport | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+    def begin(self, hello: Hello) -> None:
+        """See `TunnelProtocol.begin`."""
+        super().begin(hello)
+        self.takes_streams = self._transport is not None
 
-    def begin(self) -> None:
-        """It leads to the right one: speak."""
-        if self._transport is not None:
-            self.tunnel.made(self._transport)
-            self.tunnel.hello(Hello("sallyport").encode())
-            self.takes_streams = True
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self.tunnel.received(data)
-        except Fault as fault:
-            _LOG.error("a relay breaks the protocol: %s", fault)
-            self.abort()
-
-    def pause_writing(self) -> None:
-        self.tunnel.blocked()
-
-    def resume_writing(self) -> None:
-        self.tunnel.unblocked()
+    def broken(self, fault: Fault) -> None:
+        """See `TunnelProtocol.broken`."""
+        _LOG.error("a relay breaks the protocol: %s", fault)
+        self.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
         self.takes_streams = False
-        self.tunnel.lost()
+        super().connection_lost(error)
 
     def abort(self) -> None:
         """End it now."""
@@ -107,7 +93,7 @@ class Links:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 await dial(link)
-            link.begin()
+            link.begin(Hello(SOFTWARE))
         except BaseException:
             link.abort()
             raise

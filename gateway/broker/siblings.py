@@ -24,6 +24,7 @@ from struct import Struct
 from foundation.faults import Fault
 from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
+from gateway.shared_memory import open_shared
 
 PLACES = 1 << 16
 GROUP = 128  # places that one node may be at; of half as many nodes as there are places, each finds one
@@ -64,15 +65,8 @@ class SiblingTable:
     @classmethod
     def shared(cls, path: Path, worker: int, places: int = PLACES) -> SiblingTable:
         """For all who name the same file. Raises `Fault(FILE_UNREADABLE)`."""
-        size, descriptor = _size(places), None
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            os.posix_fallocate(descriptor, 0, size)  # a hole in the file would be found with the disk full
-            return cls(mmap.mmap(descriptor, size), worker, descriptor)
-        except OSError as error:
-            if descriptor is not None:
-                os.close(descriptor)
-            raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
+        memory, descriptor = open_shared(path, _size(places))
+        return cls(memory, worker, descriptor)
 
     def claim(self, node: SpiffeId) -> int:
         """This worker holds the tunnel of `node`, as from now; the claim's epoch, more than any before. Raises

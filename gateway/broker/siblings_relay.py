@@ -14,20 +14,20 @@ import os
 import socket
 from pathlib import Path
 from struct import Struct
-from typing import cast
 
 from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
 from foundation.tunnel import Stream, Tunnel
+from foundation.tunnel_protocol import TunnelProtocol
 from foundation.wire.streams import Hello, StreamRefusal, StreamRelay
 from foundation.wire.tunnel import FRAMES_OF_GATEWAY
 from gateway.broker.broker import Broker
 from gateway.broker.callers import Callers, proven_here
-from gateway.broker.links import STREAMS, Link, Links
+from gateway.broker.links import SOFTWARE, STREAMS, Link, Links
 from gateway.broker.siblings import SiblingTable
-from gateway.broker.stream import BrokeredStream
+from gateway.broker.stream import WaitingStreams
 from gateway.proxy.services import ConnectionServices
 
 SWEEP_SECONDS = 0.25
@@ -98,7 +98,7 @@ class SiblingsRelay:
         return f"/proc/self/fd/{self._descriptor}/{worker}.sock"
 
 
-class SiblingEnd(asyncio.Protocol):
+class SiblingEnd(TunnelProtocol):
     """A connection of another worker, at the side that is asked. Implements `foundation.tunnel.TunnelUser`."""
 
     def __init__(self, services: ConnectionServices, broker: Broker, ends: set[SiblingEnd]) -> None:
@@ -106,39 +106,28 @@ class SiblingEnd(asyncio.Protocol):
         self._broker = broker
         self._ends = ends
         self._callers = Callers(services.trust_domain, proven_here)
-        self._streams: dict[BrokeredStream, None] = {}
-        self._transport: asyncio.Transport | None = None
-        self._tunnel = Tunnel(
+        self._waiting = WaitingStreams()
+        self.tunnel = Tunnel(
             self, services.clock, dials=False, most_streams=STREAMS, frames_per_second=FRAMES_OF_GATEWAY
         )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = stream = cast(asyncio.Transport, transport)
+        super().connection_made(transport)
         raw = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         if _CREDENTIALS.unpack(raw)[1] != os.geteuid():
-            stream.abort()
+            self.abort()
             return
         self._ends.add(self)
-        self._tunnel.made(stream)
-        self._tunnel.hello(Hello("sallyport").encode())
+        self.begin(Hello(SOFTWARE))
 
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._tunnel.received(data)
-        except Fault as fault:
-            _LOG.error("a relay breaks the protocol: %s", fault)
-            self.abort()
-
-    def pause_writing(self) -> None:
-        self._tunnel.blocked()
-
-    def resume_writing(self) -> None:
-        self._tunnel.unblocked()
+    def broken(self, fault: Fault) -> None:
+        """See `TunnelProtocol.broken`."""
+        _LOG.error("a relay breaks the protocol: %s", fault)
+        self.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
         self._ends.discard(self)
-        self._tunnel.lost()
+        super().connection_lost(error)
 
     def abort(self) -> None:
         """End it now."""
@@ -159,18 +148,14 @@ class SiblingEnd(asyncio.Protocol):
             stream.refuse(StreamRefusal(fault.reason).encode())
             return
         if brokered is not None:
-            self._streams[brokered] = None
+            self._waiting.add(brokered)
 
     def draining(self) -> None:
         """Who asks goes; it asks no more."""
 
     def sweep(self, now: float) -> None:
         """End streams that are late at `now` (monotonic seconds)."""
-        for stream in list(self._streams):
-            if stream.due <= now:
-                stream.timed_out()
-            if stream.over:
-                del self._streams[stream]
+        self._waiting.sweep(now)
 
 
 async def _dial(link: Link, path: str) -> None:

@@ -298,6 +298,26 @@ class BrokeredStream(Deciding):
         )
 
 
+class WaitingStreams:
+    """The streams of one connection that may be late: their `due` is looked at now and then."""
+
+    __slots__ = ("_streams",)
+
+    def __init__(self) -> None:
+        self._streams: dict[BrokeredStream, None] = {}
+
+    def add(self, stream: BrokeredStream) -> None:
+        self._streams[stream] = None
+
+    def sweep(self, now: float) -> None:
+        """End those that are late at `now` (monotonic seconds), and let go of what can be late no more."""
+        for stream in list(self._streams):
+            if stream.due <= now:
+                stream.timed_out()
+            if stream.over or (stream.due == NEVER and not stream.is_timed):
+                del self._streams[stream]
+
+
 def stream_route(table: RouteTable, wanted: StreamRequest) -> Route:
     """The route that is asked for. Raises `Fault(ROUTE_UNKNOWN)`."""
     route = table.stream(wanted.route)

@@ -17,8 +17,7 @@ from math import inf
 from pathlib import Path
 from struct import Struct
 
-from foundation.faults import Fault
-from foundation.reasons import Reason
+from gateway.shared_memory import open_shared
 
 KEY_BYTES = 16
 PLACES = 8  # of one key
@@ -45,15 +44,8 @@ class Buckets:
     @classmethod
     def shared(cls, path: Path, slots: int = _SLOTS) -> Buckets:
         """For all who name the same file. Raises `Fault(FILE_UNREADABLE)`."""
-        size, descriptor = slots * _SLOT.size, None
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            os.posix_fallocate(descriptor, 0, size)  # a hole in the file would be found with the disk full
-            return cls(mmap.mmap(descriptor, size), descriptor)
-        except OSError as error:
-            if descriptor is not None:
-                os.close(descriptor)
-            raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
+        memory, descriptor = open_shared(path, slots * _SLOT.size)
+        return cls(memory, descriptor)
 
     def take(self, key: bytes, now: float, per_second: float, burst: float) -> bool:
         """Take one token of the bucket `key` (16 bytes), which holds `burst` and gets `per_second`; whether there was

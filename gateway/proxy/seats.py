@@ -18,8 +18,7 @@ from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
 
-from foundation.faults import Fault
-from foundation.reasons import Reason
+from gateway.shared_memory import open_shared
 
 COLUMNS = 32  # workers at one time; one of a higher number counts for itself
 PLACES = 8  # of one key
@@ -52,15 +51,8 @@ class Seats:
         """For all who name the same file. Raises `Fault(FILE_UNREADABLE)`."""
         if column >= COLUMNS:
             return cls.private(slots)
-        size, descriptor = slots * _SLOT_BYTES, None
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            os.posix_fallocate(descriptor, 0, size)  # a hole in the file would be found with the disk full
-            return cls(mmap.mmap(descriptor, size), column, descriptor)
-        except OSError as error:
-            if descriptor is not None:
-                os.close(descriptor)
-            raise Fault(Reason.FILE_UNREADABLE, error.strerror or "unreadable", field=str(path)) from error
+        memory, descriptor = open_shared(path, slots * _SLOT_BYTES)
+        return cls(memory, column, descriptor)
 
     def take(self, identity: str, most: int) -> bool:
         """Count one more connection of `identity`, unless there are `most` already; whether there was room."""
