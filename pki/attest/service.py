@@ -26,7 +26,7 @@ from foundation.wire.measurements import RUNTIME_PCR
 from foundation.wire.reattestation import Next, Push, qualifying_data
 from pki.attest.metrics import AttestationMetrics
 from pki.authority import Authority
-from pki.enrol.judgement import Trust, check_class, counters_on_record
+from pki.enrol.judgement import Trust, check_class, tpm_counters
 from pki.enrol.origin import Origin, Refusals
 from pki.enrol.parts import Parts
 from pki.enrol.rate import RateTable
@@ -206,7 +206,7 @@ def _pcrs(firmware: PcrSelection, reference: ReferenceValues | None) -> PcrSelec
 
 def _accepted(entry: Entry, state: Round) -> verdict.Accepted:
     runtime = Aggregate(state.measured, state.measured_pcr) if state.measured else None
-    return verdict.Accepted(counters_on_record(entry), state.boot, runtime)
+    return verdict.Accepted(tpm_counters(entry.counters), state.boot, runtime)
 
 
 def _attested(entry: Entry, proven: verdict.Again, until: float) -> Attested:

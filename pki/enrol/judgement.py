@@ -64,8 +64,8 @@ def judge_tpm(
     return verdict.verify(keys, evidence, asked, reference, reference_required=settings.production)
 
 
-def asked_of(session_id: bytes, session: Session, entry: Entry, settings: EnrolmentSettings) -> verdict.Expected:
-    """What the session's challenge asked of the TPM of `entry`."""
+def asked_of(session_id: bytes, session: Session, settings: EnrolmentSettings) -> verdict.Expected:
+    """What the session's challenge asked of the TPM."""
     return verdict.Expected(
         purpose=session.purpose,
         session=session_id,
@@ -73,7 +73,7 @@ def asked_of(session_id: bytes, session: Session, entry: Entry, settings: Enrolm
         first_message=session.first_message,
         server_spki_sha256=session.server_spki_sha256,
         pcrs=settings.pcrs,
-        previous=counters_on_record(entry),
+        previous=tpm_counters(session.counters),
     )
 
 
@@ -96,11 +96,12 @@ def keys_on_record(entry: Entry, message: Begin) -> verdict.EnrolledKeys:
     return verdict.EnrolledKeys.parse(entry.ak_public, message.tls_public)
 
 
-def counters_on_record(entry: Entry) -> TpmCounters | None:
-    """Those of the last passed attestation, where there was one since an operator cleared a failure."""
-    if entry.counters is None:
+def tpm_counters(counters: Counters | None) -> TpmCounters | None:
+    """Those on record, as the verdict compares them; None where nothing was attested since an operator cleared a
+    failure."""
+    if counters is None:
         return None
-    reset, restart, clock = entry.counters
+    reset, restart, clock = counters
     return TpmCounters(clock=clock, reset_count=reset, restart_count=restart, safe=True)
 
 

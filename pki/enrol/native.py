@@ -130,7 +130,9 @@ class NativeEnrolment:
     ) -> bytes:
         nonce = new_nonce()
         identity, spki = applicant.entry.id, origin.server_spki_sha256
-        session = await self._sessions.open(Session(_PURPOSE, raw, identity, spki, nonce, secret, applicant.token))
+        counters = applicant.entry.counters
+        begun = Session(_PURPOSE, raw, identity, spki, nonce, secret, applicant.token, counters=counters)
+        session = await self._sessions.open(begun)
         return Challenge(
             session=session,
             nonce=nonce,
@@ -148,7 +150,7 @@ class NativeEnrolment:
         # By the very bytes of the first message: what was challenged is what is judged.
         tpm = self._identify(session.first_message, message)
         entry = await self._authority.inventory.get(session.identity)
-        asked = asked_of(session_id, session, entry, self._settings)
+        asked = asked_of(session_id, session, self._settings)
         found = judge_tpm(tpm.keys, asked, evidence, self._trust.reference_for(entry), self._settings)
         until = await self._second.attested_until(session.identity)
         return attested_by(found, tpm.attestation, until, tpm.ek_sha256, tpm.keys)

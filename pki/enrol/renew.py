@@ -80,7 +80,8 @@ class NativeRenewal:
             check_class(entry.posture.attestation, self._settings)
             keys_on_record(entry, message)
         nonce = new_nonce()
-        session = Session(_PURPOSE, raw, caller.id, origin.server_spki_sha256, nonce, renews=caller.serial)
+        spki, counters = origin.server_spki_sha256, entry.counters
+        session = Session(_PURPOSE, raw, caller.id, spki, nonce, renews=caller.serial, counters=counters)
         return Challenge(
             session=await self._sessions.open(session),
             nonce=nonce,
@@ -115,7 +116,7 @@ class NativeRenewal:
             return judge_software(message, session_id, session, evidence)
         entry = await self._authority.inventory.get(session.identity)
         keys = keys_on_record(entry, message)
-        asked = asked_of(session_id, session, entry, self._settings)
+        asked = asked_of(session_id, session, self._settings)
         found = judge_tpm(keys, asked, evidence, self._trust.reference_for(entry), self._settings)
         until = await self._second.attested_until(session.identity)
         return attested_by(found, entry.posture.attestation, until, entry.ek_sha256, keys)

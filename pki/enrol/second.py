@@ -80,7 +80,7 @@ class SecondMessages:
         self, key: bytes, raw: bytes, purpose: str, origin: Origin, judge: Judge, caller: Caller | None
     ) -> bytes:
         session: Session | None = None
-        known = False
+        known = judged = False
         try:
             # 1. The session is over now.
             message = Complete.parse(raw)
@@ -97,9 +97,13 @@ class SecondMessages:
             known = True
             # 5. What it says holds.
             proven = await judge(message.session, session, Evidence.parse(message.evidence))
+            judged = True
             # 6. Issue; spending the token, recording the attestation and keeping the answer are the same transaction.
             return await self._issue(key, session, proven)
         except Fault as fault:
+            # Evidence that holds, and was overtaken by what was recorded since it was asked for, fails nobody.
+            if session is not None and known and not judged:
+                await self._latch(fault, session)
             raise await self._refuse(fault, purpose, origin, session, known) from fault
 
     async def _recall(self, key: bytes) -> bytes:
@@ -135,11 +139,13 @@ class SecondMessages:
         )
         return kept[-1]
 
+    async def _latch(self, fault: Fault, session: Session) -> None:
+        own_tpm = bool(session.secret or session.renews)
+        if own_tpm and fault.reason in LATCHING:
+            await self._authority.inventory.latch_failure(session.identity, fault.reason, str(session.identity))
+
     async def _refuse(self, fault: Fault, purpose: str, origin: Origin, session: Session | None, known: bool) -> Fault:
         subject = str(session.identity) if session else ""
-        own_tpm = known and session is not None and bool(session.secret or session.renews)
-        if own_tpm and fault.reason in LATCHING and session is not None:
-            await self._authority.inventory.latch_failure(session.identity, fault.reason, str(session.identity))
         proven = known or (session is not None and (session.token is not None or bool(session.renews)))
         return await self._refusals.outward(fault, f"{purpose}.refused", origin, subject, known=proven)
 

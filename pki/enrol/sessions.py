@@ -21,6 +21,7 @@ from foundation.hotstate import HotState
 from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
 from foundation.wire.enrolment import NONCE_BYTES, SESSION_BYTES
+from pki.entries import Counters
 from pki.tokens import TokenUse
 
 SECRET_BYTES = 32
@@ -33,7 +34,8 @@ _PREFIX = "enrolment/"
 class Session:
     """One exchange under way. `first_message` is the raw BEGIN; `secret` is what the credential holds, empty where
     nothing is activated; `server_spki_sha256` tells our TLS key that answered BEGIN; `renews` is the serial (hex) of
-    the certificate that asked, empty at enrolment."""
+    the certificate that asked, empty at enrolment; `counters` are those on record when it began: evidence for it was
+    made after them, and perhaps before what was recorded meanwhile."""
 
     purpose: str
     first_message: bytes
@@ -43,6 +45,7 @@ class Session:
     secret: bytes = field(repr=False, default=b"")
     token: TokenUse | None = None
     renews: str = ""
+    counters: Counters | None = None
 
     def encode(self) -> bytes:
         head = {
@@ -53,6 +56,7 @@ class Session:
             "secret": self.secret.hex(),
             "token": _token(self.token),
             "renews": self.renews,
+            "counters": self.counters,
         }
         # Compressed, the longest message fits into one entry of hot state with room to spare: it is mostly base64.
         return json.dumps(head).encode() + b"\n" + zlib.compress(self.first_message)
@@ -70,6 +74,7 @@ class Session:
             secret=bytes.fromhex(value["secret"]),
             token=_token_of(value["token"]),
             renews=value["renews"],
+            counters=Counters(*value["counters"]) if value["counters"] else None,
         )
 
 
