@@ -20,9 +20,9 @@ from deploy.demo.free_ports import free_ports
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.reasons import Reason
-from foundation.wire.streams import StreamRequest
+from foundation.wire.streams import StreamAnswer, StreamRequest
 from foundation.wire.tunnel import WINDOW
-from tests.fakes.gateway import FakeGateway, Silent
+from tests.fakes.gateway import Echo, FakeGateway, Silent
 from tests.support.certificates import SmallAuthority
 from tests.support.tunnels import Node, running
 
@@ -244,6 +244,51 @@ async def test_a_thousand_streams_share_one_tunnel(gateway: FakeGateway) -> None
         assert len(gateway.ends) == 1
         while node.tunnels.stream_count:
             await asyncio.sleep(0.005)
+
+
+async def test_a_port_that_goes_breaks_off_who_still_waits_and_leaves_no_stream(gateway: FakeGateway) -> None:
+    gateway.holds_answers = True
+    async with listening(gateway, DB) as (node, address, ports):
+        reader, writer = await asyncio.open_connection(*address)
+        while not gateway.requests:
+            await asyncio.sleep(0.005)
+        ports.use([])
+        with pytest.raises(ConnectionResetError):
+            await reader.read(1)
+        writer.close()
+        assert node.tunnels.stream_count == 0
+        while gateway.ends[0].tunnel.state.open_count:
+            await asyncio.sleep(0.005)
+
+
+async def test_a_program_that_is_gone_before_its_stream_is_accepted(gateway: FakeGateway) -> None:
+    gateway.holds_answers = True
+    async with listening(gateway, DB) as (node, address, ports):
+        plain = socket.create_connection(address)
+        while not gateway.requests:
+            await asyncio.sleep(0.005)
+        reset_when_closed(plain)
+        plain.close()
+        (stream,) = gateway.ends[0].tunnel.streams
+        stream.accept(Echo(stream), StreamAnswer("d-1").encode())
+        while node.tunnels.stream_count or ports.status()[0]["open"]:
+            await asyncio.sleep(0.005)
+
+
+async def test_what_comes_with_the_answer_is_not_lost(gateway: FakeGateway) -> None:
+    gateway.holds_answers = True
+    async with listening(gateway, DB) as (_, address, _ports):
+        reader, writer = await asyncio.open_connection(*address)
+        while not gateway.requests:
+            await asyncio.sleep(0.005)
+        (stream,) = gateway.ends[0].tunnel.streams
+        stream.accept(Echo(stream), StreamAnswer("d-1").encode())
+        stream.write(b"220 ready")
+        stream.end()
+        assert await reader.read(-1) == b"220 ready"
+        writer.write(b"QUIT")
+        writer.write_eof()
+        writer.close()
 
 
 class _Programs(asyncio.DatagramProtocol):

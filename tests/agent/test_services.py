@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.services import Service, ServingSettings, parse_offers, refuse_all
 from foundation.faults import Fault
@@ -19,7 +21,7 @@ from foundation.wire.streams import StreamCall
 from tests.fakes.gateway import Caller, End, FakeGateway
 from tests.fakes.trust import spiffe
 from tests.support.certificates import SmallAuthority
-from tests.support.tunnels import Node
+from tests.support.tunnels import Node, running
 
 
 def call_of(service: str = "db", *, protocol: str = "tcp", source: str = "edge-x", revision: int = 1) -> StreamCall:
@@ -200,6 +202,26 @@ async def test_a_caller_who_gives_up_ends_the_dial(gateway: FakeGateway) -> None
         each.close()
 
 
+async def test_an_agent_that_ends_while_it_dials_leaves_no_stream(gateway: FakeGateway) -> None:
+    full = socket.create_server(("127.0.0.1", 0), backlog=0)
+    filling = [socket.socket() for _ in range(4)]
+    for each in filling:
+        each.setblocking(False)
+        each.connect_ex(full.getsockname())
+    async with gateway.listening():
+        node = Node(gateway.authority, [gateway.address], services={"db": f"tcp://127.0.0.1:{full.getsockname()[1]}"})
+        async with running(node.tunnels):
+            async with running(node.services):
+                caller = (await gateway.tunnel()).call(call_of())
+                while not node.services.status()["open"]:
+                    await asyncio.sleep(0.005)
+            assert await caller.broke_off is Reason.DRAINING
+            assert node.services.status()["open"] == 0
+            assert await gateway.ends[0].call(call_of()).answer is Reason.DRAINING
+    for each in (full, *filling):
+        each.close()
+
+
 async def test_streams_are_bounded_in_all_and_by_caller(gateway: FakeGateway) -> None:
     db = Listening()
     bounds = ServingSettings(streams=3, per_caller=2)
@@ -293,6 +315,15 @@ def test_a_service_that_is_nowhere_is_refused(text: str) -> None:
         parse_offers(Fields({"offers": {"db": text}}, "agent", Reason.SETTING_INVALID))
     assert caught.value.reason is Reason.SETTING_INVALID
     assert caught.value.field == "agent.offers.db"
+
+
+@given(st.text(max_size=60) | st.from_regex(r"(tcp|udp)://[a-z0-9.:\[\]-]{0,20}:[0-9]{0,6}", fullmatch=True))
+def test_whatever_is_said_of_a_service_is_one_or_is_refused(text: str) -> None:
+    try:
+        service = Service.parse(text, "offers")
+    except Fault:
+        return
+    assert (service.address is None) is service.path.startswith("/")
 
 
 def test_a_services_name_is_one() -> None:
