@@ -81,6 +81,12 @@ def reaches(host: Host, target: Host) -> list[bool]:
     return [answered(host, address) == 1 for address in target.addresses]
 
 
+def test_without_root_it_fails_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(AssertionError, match="need root"), network("node-a"):
+        pass
+
+
 def test_nothing_of_the_machines_own_network_is_touched() -> None:
     def own() -> list[str]:
         return [subprocess.run(words, capture_output=True, text=True, check=True).stdout for words in shown]

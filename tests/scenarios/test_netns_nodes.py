@@ -32,7 +32,7 @@ from tests.support.netns.brokered import (
 )
 from tests.support.netns.calls import HUNG_UP, UNREACHABLE, Trespasser, Trespassers, trying
 from tests.support.netns.capture import Capture, Flow, capturing
-from tests.support.netns.faults import cut, delayed, lossy, narrow
+from tests.support.netns.faults import cut, delayed, lossy, narrow, rewound
 from tests.support.netns.fleet import Fleet
 from tests.support.netns.services import Echo, conversing
 from tests.support.processes import wait_until
@@ -270,6 +270,16 @@ def test_a_frozen_gateway_is_left(site: Fleet, a: AgentMachine) -> None:
 def test_loss_on_every_link_costs_time_and_nothing_else(site: Fleet, a: AgentMachine, b: AgentMachine) -> None:
     with lossy(site.network, a.host, 5), lossy(site.network, b.host, 5), a.talk(ECHO) as talk:
         assert talk.says(bytes(100_000))
+
+
+def test_a_node_whose_clock_is_set_back_waits_for_the_right_time(a: AgentMachine, b: AgentMachine) -> None:
+    with rewound(b.clock, 3600):
+        assert a.reaches(ECHO), "its tunnels stand"
+        b.kill()
+        b.launch()
+        wait_until(lambda: bool(b.status()), "the agent to run")
+        assert not a.reaches(ECHO), "to its clock, no gateway's certificate is good yet"
+        assert not b.is_up_at()
 
 
 def test_a_slow_and_narrow_link_costs_time_and_nothing_else(site: Fleet, a: AgentMachine) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from agent.control import ask
 from foundation.faults import Fault
+from tests.support.netns.clocks import WallClock
 from tests.support.netns.faults import stopped
 from tests.support.netns.fleet import Fleet, GatewayMachine, NodeMachine
 from tests.support.netns.network import Host
@@ -54,6 +55,11 @@ class AgentMachine:
         return self.node.host
 
     @property
+    def clock(self) -> WallClock:
+        """Its machine's."""
+        return self.site.clocks[self.host.name]
+
+    @property
     def control(self) -> Path:
         return self.node.node.settings.control
 
@@ -61,7 +67,7 @@ class AgentMachine:
         """Without waiting for anything."""
         words = [sys.executable, "-m", "sallyport", "agent", "run", "--config", str(self.node.node.config)]
         with self.host.inside():
-            self.process = Running(words, self.node.node.folder / "agent.log")
+            self.process = Running(words, self.node.node.folder / "agent.log", self.clock.environment)
 
     def start(self) -> None:
         """Until its tunnels stand, and its firewall."""

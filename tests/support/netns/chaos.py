@@ -58,7 +58,11 @@ class Stage:
         for gateway in self.site.gateways:
             found[gateway.name] = self._of_gateway(gateway, lots)
         for name, agent in (("agent a", self.a), ("agent b", self.b)):
-            found[name] = [("killed", partial(killed, agent.kill, agent.launch)), ("stopped", partial(_stopped, agent))]
+            found[name] = [
+                ("killed", partial(killed, agent.kill, agent.launch)),
+                ("stopped", partial(_stopped, agent)),
+                ("its clock set back", partial(rewound, agent.clock, lots.randrange(1, 3000))),
+            ]
         site, redis = self.site, self.redis
         found["authority"] = [
             ("killed", partial(killed, site.kill_authority, site.start_authority)),

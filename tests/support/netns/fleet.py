@@ -141,7 +141,7 @@ class Fleet:
         redis: Path | None = None,
     ) -> None:
         self.network, self.folder, self.maker, self.redis = net, folder, maker, redis
-        self.clocks = {name: WallClock(folder / "clocks" / name, library) for name in (*GATEWAYS, "authority")}
+        self.clocks = {name: WallClock(folder / "clocks" / name, library) for name in (*NODES, *GATEWAYS, "authority")}
         host = net["authority"]
         self.store = Etcd(folder, net["store"].ipv4)
         self.authority = System(
