@@ -65,7 +65,6 @@ class Initialised:
     root_sha256: bytes
     folder: Path
     operator: SpiffeId
-    operator_until: int
 
 
 async def initialise(
@@ -85,7 +84,7 @@ async def initialise(
     await renew_server_certificate(authority, settings, clock, actor=_ACTOR)
     first = await _first_operator(authority, settings, operator)
     await _keep_facts(database, settings, clock)
-    return Initialised(authority.root_sha256, settings.folder, first.identity, first.not_after)
+    return Initialised(authority.root_sha256, settings.folder, first.identity)
 
 
 async def renew_server_certificate(

@@ -123,12 +123,6 @@ class Ledger:
             body: bytes | None = await connection.scalar(query)
         return body
 
-    async def remember(self, answer_key: bytes, body: bytes, expires_at: int) -> None:
-        """Keep an answer until `expires_at`. `IssueRequest.answer` does this in the certificate's own transaction, and
-        is what an enrolment wants. Raises `Fault(CONFLICT)` when another answer stands under this key."""
-        async with self._books.writing() as work:
-            await keep_answer(work, answer_key, body, expires_at)
-
     async def tidy(self) -> int:
         """Abandon the reservations of processes that are gone, and drop answers whose certificates have ended. Returns
         the number of reservations. Call it at the start and now and then."""

@@ -39,6 +39,7 @@ class CachedEngine:
         self.evaluated = 0
 
     def peek(self, query: Query) -> Answer | None:
+        """The answer that was given before and still holds; None when there is none."""
         key = self._key(query)
         return None if key is None else self._cache.get(key, query.now)
 

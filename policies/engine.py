@@ -33,10 +33,6 @@ class PolicyEngine(Protocol):
         """The answer of the decision entrypoint."""
         ...
 
-    def peek(self, query: Query) -> Answer | None:
-        """The answer that was given before and still holds; None when there is none."""
-        ...
-
     def decide_now(self, query: Query) -> Answer | None:
         """As `decide`, by an engine that never waits, or from what was answered before; None when `decide` must be
         awaited."""

@@ -86,9 +86,6 @@ class OpaServerEngine:
         except Fault as fault:
             return Answer(False, (fault.reason,))
 
-    def peek(self, query: Query) -> Answer | None:
-        return None
-
     def decide_now(self, query: Query) -> Answer | None:
         return None
 

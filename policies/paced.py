@@ -49,9 +49,6 @@ class PacedEngine:
         """The routes whose decisions are made in threads now."""
         return self._pace.slow_routes
 
-    def peek(self, query: Query) -> Answer | None:
-        return None
-
     def decide_now(self, query: Query) -> Answer | None:
         """The answer, evaluated at once where that is quick. None for what has to wait."""
         if self._pace.is_slow(query.route):

@@ -142,9 +142,6 @@ class WasmEngine:
         """As `decide_now`, in a few milliseconds: `ENGINE_TIMEOUT` says only that it takes longer."""
         return self._decide(query, min(_LOOP_TICKS, self._loaded.ticks))
 
-    def peek(self, query: Query) -> Answer | None:
-        return None
-
     async def explain(self, asked: Mapping[str, Any]) -> Mapping[str, Any]:
         return self.explain_now(asked)
 

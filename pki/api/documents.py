@@ -8,8 +8,6 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from cryptography import x509
-
 from foundation.api import Call
 from foundation.faults import Fault
 from foundation.fields import Fields
@@ -88,11 +86,6 @@ def pem(der: bytes) -> str:
     lines = base64.encodebytes(der).decode().replace("\n", "")
     rows = "\n".join(lines[start : start + 64] for start in range(0, len(lines), 64))
     return f"-----BEGIN CERTIFICATE-----\n{rows}\n-----END CERTIFICATE-----\n"
-
-
-def serial_of(leaf: bytes) -> str:
-    """The serial (hex) of a DER certificate."""
-    return format(x509.load_der_x509_certificate(leaf).serial_number, "x")
 
 
 def named_identity(call: Call, trust_domain: str) -> SpiffeId:

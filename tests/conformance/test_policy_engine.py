@@ -13,6 +13,7 @@ import pytest
 from foundation.identifiers import Kind
 from foundation.identity import AttestationClass, Verdict
 from foundation.reasons import Reason
+from policies.cached import CachedEngine
 from policies.compile import compile_policy
 from policies.engine import CompiledPolicy, PolicyEngine
 from policies.loading import load_engine
@@ -84,7 +85,7 @@ async def test_the_same_again_is_the_same(load: Load) -> None:
     engine = await load(small())
     answers = [await engine.decide(ALLOWED) for _ in range(3)]
     assert answers == [answers[0]] * 3
-    assert engine.peek(ALLOWED) in (None, answers[0])
+    assert engine.decide_now(ALLOWED) in (None, answers[0])
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ async def test_the_same_again_is_the_same(load: Load) -> None:
 async def test_what_is_no_answer_is_a_denial_and_never_kept(load: Load, decision: str, reason: Reason) -> None:
     engine = await load(compiled(decision))
     assert await engine.decide(ALLOWED) == Answer(False, (reason,))
-    assert engine.peek(ALLOWED) is None
+    assert not isinstance(engine, CachedEngine) or engine.peek(ALLOWED) is None
 
 
 async def test_the_explanation_is_a_document(load: Load) -> None:

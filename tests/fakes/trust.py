@@ -40,11 +40,8 @@ class FakeEngine:
         self.cached = cached
         self.asked: list[Query] = []
 
-    def peek(self, query: Query) -> Answer | None:
-        return self._with_input(query) if self.cached else None
-
     def decide_now(self, query: Query) -> Answer | None:
-        return self.peek(query)
+        return self._with_input(query) if self.cached else None
 
     async def decide(self, query: Query) -> Answer:
         self.asked.append(query)

@@ -14,7 +14,7 @@ import pki.tables
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.storage.database import metadata
-from pki.ledger import RESERVATION_SECONDS, Step
+from pki.ledger import RESERVATION_SECONDS, Step, keep_answer
 from pki.signer import FileSigner
 from tests.support.site import ACTOR, Site, open_site
 
@@ -62,21 +62,26 @@ async def test_starting_tidies_what_a_dead_process_left(tmp_path: Path, monkeypa
         assert site.audit.kinds()[-1] == "certificate.abandoned"
 
 
+async def keep(site: Site, answer_key: bytes, body: bytes, until: int) -> None:
+    async with site.authority.ledger._books.writing() as work:
+        await keep_answer(work, answer_key, body, until)
+
+
 async def test_answers_are_kept_once_and_bounded(site: Site) -> None:
     until = int(site.clock.now()) + 60
-    await site.authority.ledger.remember(b"k" * 32, b"body", until)
+    await keep(site, b"k" * 32, b"body", until)
     for key, body, reason in (
         (b"k" * 32, b"other", Reason.CONFLICT),
         (b"short", b"body", Reason.MESSAGE_TOO_LARGE),
         (b"l" * 32, b"x" * 65537, Reason.MESSAGE_TOO_LARGE),
     ):
         with pytest.raises(Fault) as caught:
-            await site.authority.ledger.remember(key, body, until)
+            await keep(site, key, body, until)
         assert caught.value.reason is reason
     assert await site.authority.ledger.recall(b"k" * 32) == b"body"
     site.clock.advance(61)
     await site.authority.ledger.tidy()
-    await site.authority.ledger.remember(b"k" * 32, b"again", until + 100)
+    await keep(site, b"k" * 32, b"again", until + 100)
 
 
 async def test_certificates_come_in_pages(site: Site) -> None:

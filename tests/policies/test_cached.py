@@ -31,9 +31,6 @@ class SlowEngine:
         self.asked.append(future)
         return await future
 
-    def peek(self, query: Query) -> Answer | None:
-        return None
-
     def decide_now(self, query: Query) -> Answer | None:
         return None
 

@@ -49,7 +49,7 @@ async def test_it_answers_and_explains(engine: OpaServerEngine) -> None:
     found = await engine.decide(ALLOWED)
     assert (found.allow, found.grant, found.deadline) == (True, "g1", 2_000_000_000.5)
     assert await engine.explain(ALLOWED.to_input()) == {"roles": ["agent"], "text": "r at 1800000000"}
-    assert engine.peek(ALLOWED) is None
+    assert engine.decide_now(ALLOWED) is None
 
 
 async def test_two_revisions_live_at_once(engine: OpaServerEngine, settings: PolicySettings) -> None:

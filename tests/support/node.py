@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from agent.evidence import Exchange, Prover, SoftwareProver, TpmProver
@@ -69,9 +69,6 @@ class Node:
         challenge = await site.service.renewal.begin(first, caller, self.origin)
         second = self.complete(first, challenge, bend)
         return Issued.parse(await site.service.renewal.complete(second, caller, self.origin))
-
-    def with_key(self, prover: Prover) -> Node:
-        return replace(self, prover=prover)
 
 
 @contextmanager
