@@ -39,6 +39,7 @@ from foundation.wire.tunnel_events import (
     StreamReset,
 )
 
+Bytes = bytes | memoryview  # parts of what was written are not copied before they leave
 QUANTUM = 32 << 10
 WRITE_HIGH_WATER = 256 << 10
 WRITE_LOW_WATER = 64 << 10
@@ -92,7 +93,7 @@ class Stream:
 
     def __init__(self, tunnel: Tunnel, number: int, user: StreamUser) -> None:
         self._tunnel = tunnel
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[Bytes] = deque()
         self._ended = False  # once all that waits has left
         self.number = number
         self.user = user
@@ -167,8 +168,9 @@ class Stream:
             if len(piece) <= left:
                 self._queue.popleft()
             else:
-                self._queue[0] = piece[left:]
-                piece = piece[:left]
+                whole = memoryview(piece)
+                self._queue[0] = whole[left:]
+                piece = whole[:left]
             self._tunnel.send_data(self.number, piece)
             left -= len(piece)
             gone += len(piece)
@@ -213,7 +215,7 @@ class Tunnel:
         self._transport: asyncio.Transport | None = None
         self._streams: dict[int, Stream] = {}
         self._waiting: deque[Stream] = deque()
-        self._out: list[bytes] = []
+        self._out: list[Bytes] = []
         self._out_size = 0
         self._loop = asyncio.get_running_loop()
 
@@ -326,7 +328,7 @@ class Tunnel:
         """Take no new streams any more."""
         self.send(self.state.drain())
 
-    def send(self, frame: bytes) -> None:
+    def send(self, frame: Bytes) -> None:
         """Frames go out together at the end of the event loop's turn."""
         if not frame or self.is_lost:
             return
@@ -337,14 +339,15 @@ class Tunnel:
         if self._out_size >= WRITE_AT_ONCE:
             self._flush()
 
-    def send_data(self, stream: int, data: bytes) -> None:
+    def send_data(self, stream: int, data: Bytes) -> None:
         """All of `data`, for which there is credit."""
         if len(data) <= MAX_DATA:
             self.send(self.state.data(stream, len(data)))
             self.send(data)
             return
+        whole = memoryview(data)
         for at in range(0, len(data), MAX_DATA):
-            piece = data[at : at + MAX_DATA]
+            piece = whole[at : at + MAX_DATA]
             self.send(self.state.data(stream, len(piece)))
             self.send(piece)
 
