@@ -32,6 +32,7 @@ COMMANDS = {
     "inventory": ("pki.cli", "inventory", "Nodes: list, show, add, import, revoke."),
     "token": ("pki.cli", "token", "Enrolment tokens."),
     "cert": ("pki.cli", "cert", "Certificates: list, show."),
+    "operator": ("pki.operator_cli", "", "Operators' certificates: issue, renew."),
     "ca": ("pki.ca_cli", "", "The issuing CA: renew, by the root's offline key."),
     "access": ("policies.access.cli", "", "Who can reach what, and why: of a draft or of what is enforced."),
     "policy": ("policies.cli", "", "The policy workspace: check, test, build, publish, export."),

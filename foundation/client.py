@@ -54,6 +54,11 @@ class ApiClient:
         self._target = target
         self._timeout = timeout
 
+    @property
+    def pair(self) -> KeyPair | None:
+        """What proves us; None at a Unix socket."""
+        return None if isinstance(self._target, Path) else self._target.pair
+
     def get(self, path: str, /, **query: object) -> Any:
         """The JSON that the route answers; what is empty or None is left out of the query."""
         asked = {name: str(value) for name, value in query.items() if value not in (None, "")}

@@ -6,6 +6,7 @@
 | `rounds` | continuous re-attestation: nonces, and deadlines that move |
 | `tokens` | one-time admissions |
 | `ledger` | every certificate, and the answers that may be asked for again |
+| `operators` | operators' certificates, issued and renewed |
 | `revocations` | trust withdrawn; the CRL |
 | `feed` | all of it as numbered changes, for gateways to follow |
 | `presence` | which gateways follow, and how far each has come |
@@ -39,6 +40,7 @@ from pki.ledger import Ledger
 from pki.node_bundles import NodeBundles
 from pki.node_health import NodeHealth
 from pki.node_records import NodeRecords
+from pki.operators import Operators
 from pki.presence import Behind, Presence
 from pki.profile import Lifetimes
 from pki.revocation import Revocations
@@ -107,6 +109,7 @@ class Authority:
         self.rounds = Rounds(self._books)
         self.tokens = Tokens(self._books, ca.root_sha256)
         self.ledger = Ledger(self._books)
+        self.operators = Operators(self._books, self._issuing, self.inventory, self.ledger)
         self.revocations = Revocations(self._books, ca.signer)
         self.bundles = NodeBundles(self._books)
         self.node_records = NodeRecords(self._books)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from foundation.api import ApiRoute
 from pki.api.fleet import FleetApi
+from pki.api.operators import OperatorCertificatesApi
 from pki.api.trust import AuditHead, TrustApi, VerifyBundle
 from pki.authority import Authority
 
@@ -14,4 +15,5 @@ def authority_routes(
 ) -> list[ApiRoute]:
     """The routes of the authority's API, for `foundation.api.api_application`."""
     trust = TrustApi(authority, trust_domain, verify_bundle, audit_head)
-    return [*FleetApi(authority, trust_domain).routes(), *trust.routes()]
+    operators = OperatorCertificatesApi(authority, trust_domain)
+    return [*FleetApi(authority, trust_domain).routes(), *operators.routes(), *trust.routes()]

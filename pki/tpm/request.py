@@ -16,6 +16,19 @@ from pki.tpm.weak import NO_BLOCKLIST, Blocklist, check_key
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 
 
+def requested_key(raw: bytes, path: str) -> bytes:
+    """The key that the PKCS #10 request in `raw` is for and signed by, as DER SubjectPublicKeyInfo. Raises
+    `Fault(CSR_MALFORMED | WEAK_KEY)`."""
+    check_der(raw, Reason.CSR_MALFORMED, path)
+    try:
+        key = x509.load_der_x509_csr(raw).public_key()
+        spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except UNREADABLE:
+        raise Fault(Reason.CSR_MALFORMED, "not a certificate request", field=path) from None
+    check_request(raw, spki, path)
+    return spki
+
+
 def check_request(raw: bytes, spki: bytes, path: str, blocklist: Blocklist = NO_BLOCKLIST) -> None:
     """Refuse unless the PKCS #10 request in `raw` is strict DER, for the key `spki` (DER SubjectPublicKeyInfo), and
     signed by it. Raises `Fault(CSR_MALFORMED | WEAK_KEY | CSR_KEY_MISMATCH)`."""

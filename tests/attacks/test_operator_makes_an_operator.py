@@ -1,5 +1,6 @@
 """Class "operator makes an operator" (found here): the role that brings nodes in must not be able to make an identity
-that holds another role. Neither door lets it: the nodes' refuses other kinds, the others' is for security alone."""
+that holds another role, nor get a certificate of one that does. Neither door lets it: the nodes' refuses other kinds,
+the others' is for security alone."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ ATTEMPTS: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/identities/tokens", {"name": "evil", "kind": "gateway", "ttl": "1h"}, "role_missing"),
     ("/v1/inventory/operator/admin/revoke", {}, "role_missing"),
     ("/v1/inventory/operator/admin/quarantine", {}, "role_missing"),
+    ("/v1/inventory/operator/admin/certify", {"csr": ""}, "role_missing"),
 ]
 
 

@@ -101,7 +101,8 @@ def _serve() -> None:
     import gateway.cli
     import gateway.orchestrator
     import gateway.wiring.site  # noqa: F401
-    import pki.cli  # noqa: F401
+    import pki.cli
+    import pki.operator_cli  # noqa: F401
     import policies.cli  # noqa: F401
 
     for line in sys.stdin:
