@@ -146,7 +146,6 @@ class Agent:
         """The parts that call the authority."""
         settings, node, clock = self.settings, self.settings.node, self._clock
         api = AuthorityApi(authority, self.certificate.for_calls, node.timeout)
-        records = AuthorityApi(authority, self.certificate.for_calls, node.timeout)
         reports = AuthorityReports(authority, self.certificate.for_calls, node.timeout, clock)
         vault = Vault(node.directory, self._lock())
         self.bundles = Bundles(
@@ -167,7 +166,7 @@ class Agent:
         self._parts |= {
             "renewal": self.renewal.run,
             "bundle": self._keep_bundle,
-            "outbox": lambda: self.outbox.run(records.deliver),
+            "outbox": lambda: self.outbox.run(api.deliver),
             "health": health.run,
         }
         if self._tpm is not None:
