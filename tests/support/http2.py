@@ -22,6 +22,10 @@ from gateway.proxy.http2_budget import Http2Settings
 from gateway.proxy.services import GatewayListenerSettings
 from tests.support.gateway import HOST, PATIENCE, DataPlane, RawUpstream, route
 
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
 Headers = list[tuple[str, str]]
 
 
@@ -234,3 +238,33 @@ async def http2_to(
         )
         async with plane.running():
             yield plane
+
+
+async def head_of(reader: asyncio.StreamReader) -> bytes:
+    return await reader.readuntil(b"\r\n\r\n")
+
+
+async def body_of(reader: asyncio.StreamReader, head: bytes) -> bytes:
+    """The request's body, by chunks or Content-Length."""
+    if b"content-length: " in head:
+        return await reader.readexactly(int(head.split(b"content-length: ")[1].split(b"\r\n")[0]))
+    body = b""
+    if b"transfer-encoding: chunked" in head:
+        while size := int(await reader.readline(), 16):
+            body += (await reader.readexactly(size + 2))[:-2]
+        await reader.readline()
+    return body
+
+
+class Echo(RawUpstream):
+    """Answers with the body that it got, in chunks."""
+
+    def __init__(self) -> None:
+        super().__init__(self.echo)
+
+    async def echo(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await head_of(reader)
+            self.seen.append(head)
+            body = await body_of(reader, head)
+            writer.write(CHUNKED + (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + b"0\r\n\r\n")

@@ -3,93 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from foundation.faults import Fault
 from foundation.identity import Revocation
 from foundation.reasons import Reason
 from gateway.proxy.upstream import UpstreamSettings
-from gateway.upstreams.resolve import Found, Place
 from policies.routes import Route
-from policies.upstreams import Address, Breaker, Discovery, HealthCheck, Outlier, Retries
+from policies.upstreams import Breaker, HealthCheck, Outlier, Retries
 from tests.fakes.trust import spiffe
-from tests.support.gateway import DataPlane, RawClient, RawUpstream, request_bytes, route, saying
-
-NO = saying(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\nno")
-OK = saying(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-
-
-class Named(RawUpstream):
-    """Answers with its name; `answering` may be closed, so that it answers late."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(self.answer)
-        self.name = name.encode()
-        self.status = 200
-        self.answering = asyncio.Event()
-        self.answering.set()
-
-    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            await self.request(reader)
-            await self.answering.wait()
-            writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n%b" % (self.status, len(self.name), self.name))
-
-
-async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.readuntil(b"\r\n\r\n")
-
-
-@asynccontextmanager
-async def plane_over(
-    folder: Path,
-    *upstreams: RawUpstream | Address,
-    pool: Mapping[str, Any] | None = None,
-    settings: UpstreamSettings | None = None,
-    **changes: Any,
-) -> AsyncIterator[DataPlane]:
-    """A data plane with one route to all of these."""
-    async with AsyncExitStack() as stack:
-        found = [
-            each if isinstance(each, Address) else await stack.enter_async_context(each.running()) for each in upstreams
-        ]
-        one = route(found[0], "api", *found[1:], pool=pool or {}, **changes)
-        plane = DataPlane(folder, (one,), upstream_settings=settings or UpstreamSettings())
-        await stack.enter_async_context(plane.running())
-        yield plane
-
-
-async def closed_address() -> Address:
-    async with RawUpstream().running() as address:
-        return address
-
-
-async def client_of(plane: DataPlane, number: int, of: int) -> RawClient:
-    """A client whose own address is the one of this number, of so many."""
-    name = next(name for each in range(1000) if hash(name := f"edge-{each}") % of == number)
-    plane.know(name)
-    return await plane.connect(plane.pair(name))
-
-
-def states(plane: DataPlane) -> list[str]:
-    (pool,) = plane.upstreams.overview()
-    addresses: Any = pool["addresses"]
-    return [each["state"] for each in addresses]
-
-
-def count(plane: DataPlane, what: str) -> Any:
-    return plane.upstreams.overview()[0][what]
-
-
-async def body(client: RawClient) -> bytes:
-    return (await client.get()).body
-
+from tests.support.gateway import DataPlane, RawUpstream, request_bytes, route
+from tests.support.pools import NO, OK, Named, body, client_of, closed_address, count, hang_up, plane_over, states
 
 # --- balance ------------------------------------------------------------------------------------------
 
@@ -460,100 +388,6 @@ async def test_new_proof_asks_for_new_connections(tmp_path: Path) -> None:
         assert upstream.dials == 2
 
 
-# --- names --------------------------------------------------------------------------------------------
-
-
-class Names:
-    """Implements `gateway.upstreams.resolve.Resolver` from what the test says."""
-
-    def __init__(self) -> None:
-        self.found: Found | Exception = Found({}, 1.0)
-        self.asked = 0
-
-    async def system(self, name: str) -> list[str]:
-        return ["169.254.169.254"]
-
-    async def look_up(self, pool: object) -> Found:
-        self.asked += 1
-        if isinstance(self.found, Exception):
-            raise self.found
-        return self.found
-
-    def close(self) -> None:
-        pass
-
-
-async def test_a_pool_follows_its_name_and_keeps_what_it_knew(tmp_path: Path) -> None:
-    a, b, names = Named("a"), Named("b"), Names()
-    async with a.running() as at_a, b.running() as at_b:
-        named = {"addresses": (), "discovery": Discovery.DNS, "dns": Address("store.internal", 1), "refresh": 20.0}
-        plane = DataPlane(tmp_path, (route(at_a, "api", pool=named),))
-        plane.upstreams._resolver = names
-        async with plane.running():
-            client = await plane.connect()
-            answered = await client.get()
-            assert (answered.status, answered.reason) == (503, Reason.UPSTREAM_UNHEALTHY.code)
-            await plane.advance(1)
-            names.found = Found({at_a: "store.internal"}, 10.0)
-            await plane.advance(2)
-            assert await body(client) == b"a"
-            asked = names.asked
-            await plane.advance(7)
-            assert names.asked == asked  # the TTL holds
-            names.found = Fault(Reason.UPSTREAM_UNREACHABLE)
-            await plane.advance(3)
-            assert names.asked > asked
-            assert await body(client) == b"a"  # what was known stays
-            names.found = Found({at_b: "store.internal"}, 1e9)
-            await plane.advance(3)
-            assert await body(client) == b"b"
-            asked = names.asked
-            await plane.advance(21)
-            assert names.asked == asked + 1  # the refresh is the longest
-
-
-async def test_of_a_service_the_next_rank_is_asked_when_none_of_the_first_is_in_service(tmp_path: Path) -> None:
-    """RFC 2782: priority, and within one the weight."""
-    first, second, names = Named("first"), Named("second"), Names()
-    async with first.running() as at_first, second.running() as at_second:
-        named = {"addresses": (), "discovery": Discovery.SRV, "dns": Address("_store._tcp.internal", 0)}
-        ejecting = {"outlier": Outlier(consecutive_failures=1, share=100), "retries": Retries(tries=0)}
-        plane = DataPlane(tmp_path, (route(at_first, "api", pool={**named, **ejecting, "panic": 0}),))
-        plane.upstreams._resolver = names
-        places = {at_first: Place(1, 1), at_second: Place(2, 1)}
-        names.found = Found({at_first: "first.internal", at_second: "second.internal"}, 100.0, places)
-        async with plane.running():
-            client = await plane.connect()
-            assert [await body(client) for _ in range(3)] == [b"first"] * 3
-            live = plane.upstreams._pools["api"]
-            live.endpoints[at_first].failed()
-            assert [await body(client) for _ in range(3)] == [b"second"] * 3
-
-
-async def test_the_first_requests_wait_until_the_name_is_known(tmp_path: Path) -> None:
-    up, names, asked = Named("up"), Names(), asyncio.Event()
-
-    async def look_up(pool: object) -> Found:
-        names.asked += 1
-        await asked.wait()
-        return names.found  # type: ignore[return-value]
-
-    async with up.running() as address:
-        named = {"addresses": (), "discovery": Discovery.DNS, "dns": Address("store.internal", 1)}
-        plane = DataPlane(tmp_path, (route(address, pool=named),))
-        names.look_up = look_up  # type: ignore[method-assign]
-        names.found = Found({address: "store.internal"}, 10.0)
-        plane.upstreams._resolver = names
-        async with plane.running():
-            clients = [await plane.connect() for _ in range(3)]
-            for client in clients:
-                client.send(request_bytes("GET", "/x"))
-            await plane.until(lambda: plane.registry.open_count == 3 and names.asked > 0)
-            asked.set()
-            assert [(await client.answer()).body for client in clients] == [b"up"] * 3
-            assert names.asked == 1
-
-
 async def test_a_check_that_policy_drops_holds_nothing_against_an_address(tmp_path: Path) -> None:
     a, b = Named("a"), Named("b")
     a.status = 500
@@ -565,10 +399,3 @@ async def test_a_check_that_policy_drops_holds_nothing_against_an_address(tmp_pa
         assert before.pool is not None
         republish(plane, replace(before, pool=replace(before.pool, health=None)))
         assert states(plane) == ["in_service", "in_service"]
-
-
-async def test_a_name_that_leads_to_metadata_is_not_dialled(tmp_path: Path) -> None:
-    async with plane_over(tmp_path, Address("store.internal", 80)) as plane:
-        plane.upstreams._resolver = Names()
-        answered = await (await plane.connect()).get()
-        assert (answered.status, answered.reason) == (502, Reason.UPSTREAM_ADDRESS_REFUSED.code)
