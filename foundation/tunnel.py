@@ -2,7 +2,7 @@
 
 Laws held here:
 - nothing is written to a connection that does not take it: what waits, waits in its stream, and streams that wait are
-  served in turn, `QUANTUM` bytes each, so that none starves another;
+  served in turn, `QUANTUM` bytes each, so that none starves another; more than that is never written past the row;
 - what a stream holds is bounded by the credit that its reader gives back only for what was passed on;
 - a connection that takes nothing while answers pile up for it is aborted (`MOST_BUFFERED`): neither side stops reading,
   for two that wait for each other would wait for ever;
@@ -41,6 +41,8 @@ from foundation.wire.tunnel_events import (
 
 Bytes = bytes | memoryview  # parts of what was written are not copied before they leave
 QUANTUM = 32 << 10
+ALONE = 128 << 10
+"""What a stream sends in its turn when no other waits."""
 WRITE_HIGH_WATER = 256 << 10
 WRITE_LOW_WATER = 64 << 10
 WRITE_AT_ONCE = 64 << 10
@@ -120,7 +122,8 @@ class Stream:
         end of the stream it is dropped."""
         if not data or self._ended or not self.is_open:
             return
-        if self._queue or self._tunnel.is_busy or self._tunnel.state.credit(self.number) < len(data):
+        size = len(data)
+        if self._queue or size > QUANTUM or self._tunnel.is_busy or self._tunnel.state.credit(self.number) < size:
             self._queue.append(data)
             self.backlog += len(data)
             self._tunnel.wait(self)
@@ -309,7 +312,7 @@ class Tunnel:
             stream = self._waiting.popleft()
             stream.waits = False
             if stream.is_open:
-                stream.pump(QUANTUM)
+                stream.pump(QUANTUM if self._waiting else ALONE)
                 if stream.backlog:
                     self._queue_up(stream)
             if self._waiting:
