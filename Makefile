@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:/usr/sbin:$(PATH)
 PACKAGES := foundation pki policies gateway agent
 
-.PHONY: help setup demo test check format generate bench profile agent-install attacks-proof fuzz differential scenarios-long h2spec clean
+.PHONY: help setup demo test test-postgresql check format generate bench profile agent-install attacks-proof fuzz differential scenarios-long h2spec clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,10 @@ differential: setup ## broken requests against five real servers, for longer; CA
 
 scenarios-long: setup ## break a fleet in network namespaces by lot, for longer (as root); MINUTES=10 SEED=…
 	@$(BIN)/python -m tests.support.netns.chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
+test-postgresql: setup ## what the authority keeps, with every database
+	@$(BIN)/python -m pytest --every-storage tests/conformance/test_storage.py tests/foundation/test_postgresql.py tests/pki \
+		tests/attacks/test_one_time_token_raced.py tests/attacks/test_serial_collision__crash_between_sign_and_record.py $(ARGS)
 
 h2spec: setup ## the conformance cases of h2spec against the gateway
 	@GOBIN=$(CURDIR)/$(BIN) go install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible

@@ -1,4 +1,8 @@
-"""What tests of whole systems share: one running system for those that only use it, and the means to make more."""
+"""What tests share: databases, and, for tests of whole systems, one running system for those that only use it, and the
+means to make more.
+
+Tests of what the authority keeps take the fixture `storage`, the URL of an empty database: SQLite's, and, where a test
+is marked `every_storage` or with the option `--every-storage` (`make test-postgresql`), PostgreSQL's too."""
 
 from __future__ import annotations
 
@@ -12,7 +16,36 @@ from deploy.demo.emulated_tpm import EmulatedTpm, manufacture
 from deploy.demo.tpm_maker import TpmMaker
 from tests.support.commands import CommandServer
 from tests.support.peers import etcd
+from tests.support.postgresql import PostgresqlServer, postgresql_server
+from tests.support.site import storage_url
 from tests.support.system import MakeSystem, MakeTpm, System
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-storage", action="store_true", help="with PostgreSQL wherever a database is chosen")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "storage" in metafunc.fixturenames:
+        every = metafunc.definition.get_closest_marker("every_storage") or metafunc.config.getoption("--every-storage")
+        metafunc.parametrize("storage", ["sqlite", "postgresql"] if every else ["sqlite"], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgresqlServer]:
+    with postgresql_server() as server:
+        yield server
+
+
+@pytest.fixture
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database, for `foundation.storage.settings.StorageSettings`."""
+    if request.param == "sqlite":
+        yield storage_url(tmp_path)
+        return
+    server: PostgresqlServer = request.getfixturevalue("postgresql")
+    server.empty()
+    yield server.url
 
 
 @pytest.fixture(scope="session")

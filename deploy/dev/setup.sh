@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 
 OPA_VERSION=v1.22.2
 PACKAGES=(swtpm swtpm-tools tpm2-tools libtss2-dev gcc libc6-dev pkg-config python3-dev python3-venv
-          nginx-light haproxy caddy dnsmasq-base etcd-server redis-server curl iproute2 systemd nftables)
+          nginx-light haproxy caddy dnsmasq-base etcd-server redis-server postgresql curl iproute2 systemd nftables)
 PYTHON=${PYTHON:-python3}
 say() { printf '  %s\n' "$*" >&2; }
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, CursorResult, Executable, text
+from sqlalchemy import Connection, CursorResult, Executable, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from foundation.faults import Fault
 from foundation.files import read_secret
+from foundation.reasons import Reason
 from foundation.storage.settings import StorageSettings
 from foundation.storage.statement import Rows, Statement
 
@@ -27,17 +29,21 @@ class PostgresqlBackend:
         """Raises `Fault(FILE_MODE_UNSAFE | FILE_UNREADABLE)` for the password's file."""
         self._engine = _engine(settings)
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[PostgresqlConnection]:
-        async with self._engine.begin() as connection:
-            await connection.execute(_WRITES)
-            yield PostgresqlConnection(connection)
+    def transaction(self) -> AbstractAsyncContextManager[PostgresqlConnection]:
+        return self._begun(_WRITES)
+
+    def reading(self) -> AbstractAsyncContextManager[PostgresqlConnection]:
+        return self._begun(_READS)
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[PostgresqlConnection]:
-        async with self._engine.begin() as connection:
-            await connection.execute(_READS)
-            yield PostgresqlConnection(connection)
+    async def _begun(self, first: TextClause) -> AsyncIterator[PostgresqlConnection]:
+        async with AsyncExitStack() as stack:
+            with _Reaching():
+                connection = await stack.enter_async_context(self._engine.connect())
+                await connection.execute(first)
+            yield PostgresqlConnection(connection)  # what it raises rolls back
+            with _Reaching():
+                await connection.commit()
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -50,17 +56,33 @@ class PostgresqlConnection:
         self._connection = connection
 
     async def run(self, statement: Statement, parameters: Mapping[str, Any], /) -> Rows:
-        result = await self._connection.execute(statement.clause, parameters)
+        with _Reaching():
+            result = await self._connection.execute(statement.clause, parameters)
         return Rows(list(result.all()) if result.returns_rows else [], result.rowcount)
 
     async def execute(self, statement: Executable, parameters: Any = None, /) -> CursorResult[Any]:
-        return await self._connection.execute(statement, parameters)
+        with _Reaching():
+            return await self._connection.execute(statement, parameters)
 
     async def scalar(self, statement: Executable, parameters: Any = None, /) -> Any:
-        return await self._connection.scalar(statement, parameters)
+        with _Reaching():
+            return await self._connection.scalar(statement, parameters)
 
     async def run_sync(self, work: Callable[[Connection], _T], /) -> _T:
-        return await self._connection.run_sync(work)
+        with _Reaching():
+            return await self._connection.run_sync(work)
+
+
+class _Reaching:
+    """asyncpg tells of a server that is away, or silent for too long, by the system's own errors, and SQLAlchemy passes
+    them on. Only around calls of the driver: what a transaction's own block raises is not ours."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):  # TimeoutError is one
+            raise Fault(Reason.STORAGE_FAILED, internal=f"{type(error).__name__}: {error}") from error
 
 
 def _engine(settings: StorageSettings) -> AsyncEngine:

@@ -9,6 +9,8 @@ from asyncio.subprocess import PIPE, Process
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.wire.enrolment import Token
@@ -18,6 +20,7 @@ from pki.profile import ProfileName
 from pki.tokens import TokenUse
 from tests.support.site import ACTOR, Site, attested, new_spki, open_site
 
+pytestmark = pytest.mark.every_storage
 USES = 100
 PROCESSES = 3
 ROOT = Path(__file__).parents[2]
@@ -34,8 +37,8 @@ async def _one_certificate(site: Site) -> None:
     assert [row.step for row in rows] == [Step.ISSUED]
 
 
-async def test_a_hundred_uses_in_one_process(tmp_path: Path) -> None:
-    async with open_site(tmp_path) as site:
+async def test_a_hundred_uses_in_one_process(tmp_path: Path, storage: str) -> None:
+    async with open_site(tmp_path, storage) as site:
         _, use = await _bound(site)
         passed = attested(site.clock, use.identity.name)
         requests = [
@@ -49,10 +52,10 @@ async def test_a_hundred_uses_in_one_process(tmp_path: Path) -> None:
         await _one_certificate(site)
 
 
-async def test_a_hundred_uses_over_three_processes(tmp_path: Path) -> None:
-    async with open_site(tmp_path) as site:
+async def test_a_hundred_uses_over_three_processes(tmp_path: Path, storage: str) -> None:
+    async with open_site(tmp_path, storage) as site:
         token, _ = await _bound(site)
-        racers = [await _racer(tmp_path, token) for _ in range(PROCESSES)]
+        racers = [await _racer(tmp_path, storage, token) for _ in range(PROCESSES)]
         for racer in racers:
             assert racer.stdout is not None
             assert await racer.stdout.readline() == b"ready\n"
@@ -62,8 +65,8 @@ async def test_a_hundred_uses_over_three_processes(tmp_path: Path) -> None:
         await _one_certificate(site)
 
 
-async def test_a_hundred_first_uses_bind_one_tpm(tmp_path: Path) -> None:
-    async with open_site(tmp_path) as site:
+async def test_a_hundred_first_uses_bind_one_tpm(tmp_path: Path, storage: str) -> None:
+    async with open_site(tmp_path, storage) as site:
         token = await site.authority.tokens.mint(site.node(), 600, ACTOR)
         use = await site.authority.tokens.check(token)
         bindings = [bytes([i]) * 32 for i in range(USES)]
@@ -74,6 +77,6 @@ async def test_a_hundred_first_uses_bind_one_tpm(tmp_path: Path) -> None:
         assert {fault.reason for fault in refused} == {Reason.TOKEN_BOUND_ELSEWHERE}
 
 
-async def _racer(folder: Path, token: Token) -> Process:
-    command = [sys.executable, "-m", "tests.support.issuing_process", "race", str(folder), token.encode()]
+async def _racer(folder: Path, storage: str, token: Token) -> Process:
+    command = [sys.executable, "-m", "tests.support.issuing_process", "race", str(folder), storage, token.encode()]
     return await asyncio.create_subprocess_exec(*command, str(USES // PROCESSES), cwd=ROOT, stdin=PIPE, stdout=PIPE)

@@ -17,11 +17,14 @@ from pki.revocation_reason import RevocationReason
 from tests.support.issuing_process import STEPS
 from tests.support.site import ACTOR, open_site
 
+pytestmark = pytest.mark.every_storage
 ROOT = Path(__file__).parents[2]
 
 
-async def test_a_serial_that_collides_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with open_site(tmp_path) as site:
+async def test_a_serial_that_collides_is_drawn_again(
+    tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_site(tmp_path, storage) as site:
         node, other = await site.expect("a"), await site.expect("b")
         first = await site.issue(node)
         taken, free = int(first.serial, 16), int(first.serial, 16) ^ 1
@@ -32,8 +35,10 @@ async def test_a_serial_that_collides_is_drawn_again(tmp_path: Path, monkeypatch
         assert (await site.authority.ledger.certificate(first.serial)).identity == node
 
 
-async def test_a_generator_that_is_stuck_issues_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with open_site(tmp_path) as site:
+async def test_a_generator_that_is_stuck_issues_nothing(
+    tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_site(tmp_path, storage) as site:
         node, other = await site.expect("a"), await site.expect("b")
         first = await site.issue(node)
         monkeypatch.setattr("pki.issue.random_serial", lambda: int(first.serial, 16))
@@ -45,11 +50,11 @@ async def test_a_generator_that_is_stuck_issues_nothing(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("step", list(STEPS))
-async def test_kill_9_at_every_step_leaves_no_unrecorded_certificate(tmp_path: Path, step: str) -> None:
-    async with open_site(tmp_path) as site:
+async def test_kill_9_at_every_step_leaves_no_unrecorded_certificate(tmp_path: Path, storage: str, step: str) -> None:
+    async with open_site(tmp_path, storage) as site:
         node = await site.expect("a")
-    signed = _die(tmp_path, step)
-    async with open_site(tmp_path) as site:
+    signed = _die(tmp_path, storage, step)
+    async with open_site(tmp_path, storage) as site:
         rows = {row.serial: row for row in await site.authority.ledger.page(node)}
         for certificate in signed:
             row = rows[format(certificate.serial_number, "x")]
@@ -66,9 +71,9 @@ async def test_kill_9_at_every_step_leaves_no_unrecorded_certificate(tmp_path: P
         assert {one.serial for one in made[1:]} == living
 
 
-def _die(folder: Path, step: str) -> list[x509.Certificate]:
+def _die(folder: Path, storage: str, step: str) -> list[x509.Certificate]:
     """Have another process issue for the node `a` and die at `step`; what it had signed by then."""
-    command = [sys.executable, "-m", "tests.support.issuing_process", "die", str(folder), "a", step]
+    command = [sys.executable, "-m", "tests.support.issuing_process", "die", str(folder), storage, "a", step]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == -9, done.stderr
     return [x509.load_der_x509_certificate(bytes.fromhex(line)) for line in done.stdout.split()]

@@ -11,6 +11,6 @@ from tests.support.site import Site, open_site
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    async with open_site(tmp_path) as opened:
+async def site(tmp_path: Path, storage: str) -> AsyncIterator[Site]:
+    async with open_site(tmp_path, storage) as opened:
         yield opened

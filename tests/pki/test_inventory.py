@@ -17,6 +17,7 @@ from pki.entries import Attested, Counters, Expected, check_counters
 from pki.inventory import Description, Filter
 from tests.support.site import ACTOR, TRUST_DOMAIN, Site, attested
 
+pytestmark = pytest.mark.every_storage
 EK = b"e" * 32
 
 

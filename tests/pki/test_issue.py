@@ -19,6 +19,7 @@ from pki.revocation_reason import RevocationReason
 from pki.signer import FileSigner
 from tests.support.site import ACTOR, TRUST_DOMAIN, Site, attested, new_spki
 
+pytestmark = pytest.mark.every_storage
 KEY = hashlib.sha256(b"second message").digest()
 
 

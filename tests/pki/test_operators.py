@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,16 +18,10 @@ from foundation.ports import Caller
 from foundation.reasons import Reason
 from pki.entries import Expected
 from pki.revocation_reason import RevocationReason
-from tests.support.site import ACTOR, TRUST_DOMAIN, Site, attested, open_site
+from tests.support.site import ACTOR, TRUST_DOMAIN, Site, attested
 
 ADMIN = SpiffeId(TRUST_DOMAIN, Kind.OPERATOR, "admin")
 BOB = SpiffeId(TRUST_DOMAIN, Kind.OPERATOR, "bob")
-
-
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    async with open_site(tmp_path) as opened:
-        yield opened
 
 
 def request(key: ec.EllipticCurvePrivateKey | None = None, name: str = "eve") -> bytes:

@@ -15,6 +15,7 @@ from pki.revocation import CRL_SECONDS
 from pki.revocation_reason import RevocationReason
 from tests.support.site import ACTOR, Site, attested
 
+pytestmark = pytest.mark.every_storage
 WHY = RevocationReason.KEY_COMPROMISE
 
 

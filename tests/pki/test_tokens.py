@@ -16,6 +16,8 @@ from pki.tables import tokens
 from pki.tokens import TokenUse
 from tests.support.site import ACTOR, Site, attested
 
+pytestmark = pytest.mark.every_storage
+
 
 async def bound(site: Site, name: str = "node-1", ttl: float = 600) -> tuple[Token, TokenUse]:
     token = await site.authority.tokens.mint(site.node(name), ttl, ACTOR)

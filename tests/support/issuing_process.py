@@ -1,7 +1,9 @@
 """A process of its own that issues, for tests that race several or kill one. Run with `python -m`.
 
-race FOLDER TOKEN COUNT   uses one token COUNT times at once; prints one line for each: `issued` or a reason's code
-die FOLDER NODE STEP      issues for NODE and kills itself (SIGKILL) at STEP; prints each sealed certificate in hex
+race FOLDER STORAGE TOKEN COUNT   uses one token COUNT times at once; prints a line for each: `issued` or a reason
+die FOLDER STORAGE NODE STEP      issues for NODE and kills itself (SIGKILL) at STEP; prints sealed certificates in hex
+
+STORAGE is the database's URL.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from pki.profile import ProfileName
 from pki.settings import AuthoritySettings
 from tests.fakes.audit import MemoryAuditLog
 from tests.fakes.clock import ManualClock
-from tests.support.site import ACTOR, TRUST_DOMAIN, attested, new_spki, storage_url
+from tests.support.site import ACTOR, TRUST_DOMAIN, attested, new_spki
 
 # Step → the function of `pki.issue` at whose call the process dies.
 STEPS = {
@@ -41,8 +43,8 @@ STEPS = {
 
 
 async def main(arguments: list[str]) -> None:
-    act, folder, *rest = arguments
-    database = await Database.open(StorageSettings(storage_url(Path(folder)), wait=60.0))
+    act, folder, storage, *rest = arguments
+    database = await Database.open(StorageSettings(storage, wait=60.0))
     settings = AuthoritySettings(TRUST_DOMAIN, Path(folder) / "authority")
     try:
         authority = await Authority.open(settings, database, MemoryAuditLog(), ManualClock())

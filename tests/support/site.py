@@ -1,4 +1,4 @@
-"""A real authority in a folder: keys in files, rows in SQLite, time by hand, audit in memory."""
+"""A real authority in a folder: keys in files, rows in a database, time by hand, audit in memory."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(folder: Path) -> AsyncIterator[Site]:
-    """A new authority below `folder`, or the one that is there."""
+async def open_site(folder: Path, storage: str = "") -> AsyncIterator[Site]:
+    """A new authority below `folder`, or the one that is there; its rows at the URL `storage`, otherwise there too."""
     settings = AuthoritySettings(TRUST_DOMAIN, folder / "authority")
-    database = await Database.open(StorageSettings(storage_url(folder)))
+    database = await Database.open(StorageSettings(storage or storage_url(folder)))
     audit, clock = MemoryAuditLog(), ManualClock()
     try:
         if not (settings.folder / "operator.pem").exists():
