@@ -51,33 +51,43 @@ class Orchestrator:
     async def run(self, signals: Signals) -> Handover | None:
         """Start everything, serve, and do what `signals` ask, until they ask to stop or to upgrade; then stop
         everything. What the next main process takes over, in an upgrade. Raises `Fault` when a part cannot start."""
-        stop = signals.stop
         async with AsyncExitStack() as stack:
             stack.callback(self._sockets.close)
-            base = await open_base(self._settings, stack)
-            if self._left is None:
-                base.forget_workers()
-            authority = await join_authority(self._settings, base, stack)
-            gateway = build_gateway(self._settings, base, authority, self._sockets, self._left)
-            stack.push_async_callback(gateway.shelf.close)
-            stack.push_async_callback(gateway.shadow.close)
+            base, authority, gateway = await self._build(stack)
             background = [base.time.run, gateway.workers.run, gateway.follow, *authority.background]
             if gateway.kept is not None:
                 background.append(gateway.kept.run)
             await stack.enter_async_context(_running(*background))
             listeners = Listeners(self._settings, stack, self._sockets, base, authority, gateway)
-            await listeners.open_health(self.started.is_set)
-            await _either(gateway.follower.caught_up.wait(), stop.wait())
-            await _either(gateway.workers.wait_ready(), stop.wait())
-            if stop.is_set():
+            if not await self._start(listeners, gateway, signals.stop):
                 return None
-            await listeners.open()
-            self._sockets.close_left()
-            gateway.workers.accept()
-            _settle_memory()
-            self.started.set()
-            notify.ready()
             return await self._attend(signals, base, authority, gateway)
+
+    async def _build(self, stack: AsyncExitStack) -> tuple[Base, AuthorityParts, GatewayParts]:
+        """Everything, in order; nothing serves yet."""
+        base = await open_base(self._settings, stack)
+        if self._left is None:
+            base.forget_workers()
+        authority = await join_authority(self._settings, base, stack)
+        gateway = build_gateway(self._settings, base, authority, self._sockets, self._left)
+        stack.push_async_callback(gateway.shelf.close)
+        stack.push_async_callback(gateway.shadow.close)
+        return base, authority, gateway
+
+    async def _start(self, listeners: Listeners, gateway: GatewayParts, stop: asyncio.Event) -> bool:
+        """Serve, once facts and policy are whole and the workers are ready. Whether it came to that before `stop`."""
+        await listeners.open_health(self.started.is_set)
+        await _either(gateway.follower.caught_up.wait(), stop.wait())
+        await _either(gateway.workers.wait_ready(), stop.wait())
+        if stop.is_set():
+            return False
+        await listeners.open()
+        self._sockets.close_left()
+        gateway.workers.accept()
+        _settle_memory()
+        self.started.set()
+        notify.ready()
+        return True
 
     async def _attend(
         self, signals: Signals, base: Base, authority: AuthorityParts, gateway: GatewayParts

@@ -24,7 +24,7 @@ REPLACED_SECONDS = 3.0
 LOOK_SECONDS = 5.0
 
 
-class FramedConnection(ClientConnection):
+class AcceptedTunnel(ClientConnection):
     """What both kinds have in common. Implements `foundation.tunnel.TunnelUser`."""
 
     __slots__ = ("_broker", "_greeted", "_waiting", "tunnel")
@@ -152,7 +152,7 @@ class FramedConnection(ClientConnection):
         raise NotImplementedError
 
 
-class TunnelConnection(FramedConnection):
+class TunnelConnection(AcceptedTunnel):
     """A node's tunnel. Implements `gateway.broker.broker.NodeTunnel`.
 
     While draining it stays the one to ask until the node has another: siblings find the node at any moment."""
@@ -200,7 +200,7 @@ class TunnelConnection(FramedConnection):
         return self._broker.requested(self.services, self.caller, stream, document)
 
 
-class RelayConnection(FramedConnection):
+class RelayConnection(AcceptedTunnel):
     """Another gateway's, which passes on what its nodes ask for. `check` raises `Fault` for a node's certificate that
     is not of our authority."""
 
