@@ -32,7 +32,7 @@ from deploy.demo.free_ports import free_ports
 
 COMMAND = "python -m benchmarks.run broker_throughput"
 LEAST, FAIR, STREAMS = 0.5, 2.0, 1_000
-SECONDS, FAIR_SECONDS = 3.0, 20.0
+SECONDS, FAIR_SECONDS = 2.0, 40.0
 _WAYS = {"": ("-up",), "_down": ("-down",), "_both": ("-up", "-down")}
 
 
@@ -106,7 +106,7 @@ def _beside(
 
 def _fairness(ours: Joined, streams: int, seconds: float) -> Figure:
     found = ours.load(
-        "pour", ours.subject.port, "-up", "-connections", str(streams), "-warmup", "2s", "-duration", f"{seconds}s"
+        "pour", ours.subject.port, "-up", "-connections", str(streams), "-warmup", "5s", "-duration", f"{seconds}s"
     )
     carried = [each / 1e6 for each in found["connections"]]
     say(f"{streams} streams: {found['per_second'] / 1e6:.0f} MB/s, {min(carried):.2f} to {max(carried):.2f} MB each")

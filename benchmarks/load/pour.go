@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -92,7 +93,8 @@ func joined(target, sink string, count int) ([]*poured, error) {
 			return nil, fmt.Errorf("connection %d does not arrive: %w", i, err)
 		}
 		for _, end := range []net.Conn{conn, service} {
-			if err := end.(*net.TCPConn).SetWriteBuffer(piece); err != nil {
+			end := end.(*net.TCPConn)
+			if err := errors.Join(end.SetWriteBuffer(piece), end.SetReadBuffer(piece)); err != nil {
 				return nil, err
 			}
 		}
