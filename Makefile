@@ -56,7 +56,7 @@ differential: setup ## broken requests against five real servers, for longer; CA
 scenarios-long: setup ## break a fleet in network namespaces by lot, for longer (as root); MINUTES=10 SEED=…
 	@$(BIN)/python -m tests.support.netns.chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
-test-postgresql: setup ## what the authority keeps, with every database
+test-postgresql: setup ## all tests that can choose a database, with SQLite and PostgreSQL
 	@$(BIN)/python -m pytest --every-storage tests/conformance/test_storage.py tests/foundation/test_postgresql.py tests/pki \
 		tests/attacks/test_one_time_token_raced.py tests/attacks/test_serial_collision__crash_between_sign_and_record.py $(ARGS)
 
