@@ -160,7 +160,7 @@ async def test_frames_that_mean_nothing_have_a_budget(tmp_path: Path, frames: Fr
 
 def held_of(plane: DataPlane) -> int:
     """Bytes that h2 keeps of what came."""
-    connections = [each for each in plane.listener._connections if isinstance(each, Http2Connection)]
+    connections = [each for each in plane.listener.connections if isinstance(each, Http2Connection)]
     buffers = [each._h2.incoming_buffer for each in connections]
     return sum(len(each._data) + sum(len(frame.data) for frame in each._headers_buffer) for each in buffers)
 

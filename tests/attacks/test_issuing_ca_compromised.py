@@ -25,7 +25,7 @@ def withdraw(plane: DataPlane, issuer: str) -> None:
 
 
 def issuer_of(plane: DataPlane) -> str:
-    (connection,) = plane.listener._connections
+    (connection,) = plane.listener.connections
     assert connection.peer.issuer
     return connection.peer.issuer
 

@@ -121,7 +121,7 @@ async def test_a_slow_head_has_a_bounded_time_and_size(tmp_path: Path) -> None:
     async with gateway_to(RawUpstream(), tmp_path) as plane:
         client = await plane.connect()
         await plane.until(lambda: plane.listener.open_count == 1)
-        (connection,) = plane.listener._connections
+        (connection,) = plane.listener.connections
         for sent in range(1, 8):  # a byte every two seconds: the time runs from the first one on
             client.send(b"G")
             await plane.until(lambda sent=sent: len(connection._held) >= sent or connection._lingering >= 0)

@@ -74,7 +74,7 @@ def revoke_identity(plane: DataPlane) -> None:
 
 
 def revoke_serial(plane: DataPlane) -> None:
-    (connection,) = plane.listener._connections
+    (connection,) = plane.listener.connections
     plane.store.apply(Revocation(1, spiffe(), connection.peer.serial, "key_compromise", 1.0))
 
 
@@ -144,7 +144,7 @@ async def test_a_deadline_cuts_the_stream(tmp_path: Path, ends: str) -> None:
 
 def renew(plane: DataPlane, until: float) -> None:
     """The authority says that this node's TPM renewed the certificate by which its connection came."""
-    (connection,) = plane.listener._connections
+    (connection,) = plane.listener.connections
     posture, attested = plane.store.current.postures[spiffe()], plane.clock.now() + 1e6
     renewal = Renewal(connection.peer.serial, "0f", until)
     plane.store.apply(PostureChanged(1, spiffe(), posture, attested, renewal=renewal))
@@ -154,7 +154,7 @@ def renew(plane: DataPlane, until: float) -> None:
 async def test_a_renewal_carries_a_stream_and_no_further(tmp_path: Path, ends: str) -> None:
     """teleport#18544: a certificate's end must not end what may go on. A new request has to come by the new one."""
     async with watching(tmp_path) as (plane, client, upstream):
-        (connection,) = plane.listener._connections
+        (connection,) = plane.listener.connections
         not_after = connection.peer.not_after
         plane.store.apply(Heartbeat(not_after + 20_000, SnapshotNumbers(1, 0, 0, 0)))
         posture = plane.store.current.postures[spiffe()]
@@ -183,7 +183,7 @@ async def test_a_new_request_by_an_old_certificate_is_refused_whatever_was_renew
     async with gateway_to(RawUpstream(), tmp_path) as plane:
         client = await plane.connect()
         assert (await client.get()).status == 200
-        (connection,) = plane.listener._connections
+        (connection,) = plane.listener.connections
         not_after = connection.peer.not_after
         renew(plane, not_after + 3600)
         plane.clock.set_wall(not_after + 1)
