@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import struct
 from collections import Counter
 from collections.abc import Callable
 from http import HTTPStatus
@@ -24,13 +22,12 @@ import httptools
 from agent.local import LocalAnswer, Question, answer_document
 from foundation.faults import Fault, problem
 from foundation.fields import Fields
-from foundation.listening import listen_unix, remove_dead_socket
+from foundation.listening import listen_unix, peer_uid, remove_dead_socket
 from foundation.reasons import Reason
 
 DECIDE = b"/v1/decide"
 MAX_HEAD_BYTES, MAX_BODY_BYTES = 8 * 1024, 16 * 1024
 MAX_CONNECTIONS, MAX_OF_ONE_USER = 256, 64
-_UCRED = struct.Struct("3i")
 
 Decide = Callable[[Question], LocalAnswer]
 
@@ -94,7 +91,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self.uid = _peer_uid(transport.get_extra_info("socket"))
+        self.uid = peer_uid(transport.get_extra_info("socket"))
         if not self._listener.admit(self):
             self._refuse(Reason.CONNECTION_LIMIT)
 
@@ -157,8 +154,3 @@ class _Connection(asyncio.Protocol):
         self._transport.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         if not keep:
             self._transport.close()
-
-
-def _peer_uid(connection: socket.socket) -> int:
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return int(_UCRED.unpack(credentials)[1]) & 0xFFFFFFFF

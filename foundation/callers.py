@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections.abc import Callable
 
 from aiohttp import web
@@ -19,12 +18,12 @@ from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.identifiers import Kind, SpiffeId
 from foundation.leaf import issuer_key, spiffe_id
+from foundation.listening import peer_uid
 from foundation.ports import Caller, IdentityDirectory
 from foundation.reasons import Reason
 from foundation.tls import peer_certificate
 
 ROLES = ("viewer", "operator", "security", "break-glass")
-_UCRED = struct.Struct("=3i")  # pid, uid, gid: struct ucred of unix(7)
 
 
 class CertificateCallers:
@@ -95,5 +94,4 @@ def peer_uid_of(request: web.BaseRequest) -> int:
     connection = request.transport.get_extra_info("socket") if request.transport else None
     if connection is None or connection.family != socket.AF_UNIX:
         raise Fault(Reason.CLIENT_CERTIFICATE_REQUIRED)
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return int(_UCRED.unpack(credentials)[1])
+    return peer_uid(connection)

@@ -1,15 +1,17 @@
-"""Listening sockets: of TCP, and Unix sockets that replace what a dead process left."""
+"""Listening sockets: of TCP, and Unix sockets that replace what a dead process left; and who connected to those."""
 
 from __future__ import annotations
 
 import socket
 import stat
+import struct
 from pathlib import Path
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
 
 BACKLOG = 128
+_UCRED = struct.Struct("=3i")  # pid, uid, gid: struct ucred of unix(7)
 
 
 def listen(host: str, port: int, backlog: int = BACKLOG) -> socket.socket:
@@ -47,3 +49,9 @@ def remove_dead_socket(path: Path) -> None:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """The user at the other end of a Unix socket, as the kernel recorded it at connect (SO_PEERCRED)."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return int(_UCRED.unpack(credentials)[1]) & 0xFFFFFFFF  # uid_t has no sign

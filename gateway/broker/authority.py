@@ -59,7 +59,8 @@ class AuthorityCalls:
             del self._open[node]
 
     async def _lead(self, services: ConnectionServices, caller: Caller, near: Stream) -> None:
-        here, there = _Half(), _Half()
+        over = asyncio.Event()
+        here, there = _Half(over), _Half(over)
         here.other, there.other = there, here
 
         def cut(reason: Reason) -> None:
@@ -75,7 +76,7 @@ class AuthorityCalls:
             near.accept(transport, StreamAnswer().encode())
             transport.attach(near)
             async with asyncio.timeout(MOST_SECONDS):
-                await _first(here.lost, there.lost)
+                await over.wait()
         except OSError:  # a time-out among them
             if here.transport is None:
                 near.refuse(StreamRefusal(Reason.UPSTREAM_UNREACHABLE).encode())
@@ -88,10 +89,11 @@ class AuthorityCalls:
 class _Half(asyncio.Protocol):
     """One of two connections, what comes by one of which goes out by the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, over: asyncio.Event) -> None:
+        """`over` is set with the end of either."""
         self.other: _Half
         self.transport: asyncio.Transport | None = None
-        self.lost = asyncio.Event()
+        self._over = over
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]  # uvloop's are not of the class
@@ -115,24 +117,15 @@ class _Half(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
-        self.lost.set()
+        self._over.set()
 
     def abort(self) -> None:
         """End it now."""
         if self.transport is not None:
             self.transport.abort()
-        self.lost.set()
+        self._over.set()
 
     def end(self) -> None:
         """Let what was written leave, then end."""
         if self.transport is not None:
             self.transport.close()
-
-
-async def _first(*events: asyncio.Event) -> None:
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

@@ -170,9 +170,7 @@ class Broker:
         if route.protocol == HTTP:
             StreamedConnection(services, self.connections, caller, wanted, reach).begin(near)
             return None
-        if not services.overload.admits(route.priority, services.registry.open_count, services.turns.waited()):
-            services.metrics.shed(route.priority)
-            raise Fault(Reason.OVERLOADED)
+        services.admit(route)
         stream = BrokeredStream(services, caller, wanted, route, near, reach, self.settings.answer)
         stream.begin()
         return stream

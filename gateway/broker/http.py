@@ -85,9 +85,7 @@ class StreamedConnection(Http1Connection):
         if table is None:
             raise Fault(Reason.REVISION_MISSING)
         route = table.stream(self._wanted.route)
-        if not services.overload.admits(route.priority, services.registry.open_count, services.turns.waited()):
-            services.metrics.shed(route.priority)
-            raise Fault(Reason.OVERLOADED)
+        services.admit(route)
         return StreamedExchange(client, head, request, route, self._wanted, self._reach, self.endpoint)
 
 

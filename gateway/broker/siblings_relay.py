@@ -13,11 +13,11 @@ import logging
 import os
 import socket
 from pathlib import Path
-from struct import Struct
 
 from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.identifiers import SpiffeId
+from foundation.listening import peer_uid
 from foundation.reasons import Reason
 from foundation.tunnel import Stream, Tunnel
 from foundation.tunnel_protocol import TunnelProtocol
@@ -31,7 +31,6 @@ from gateway.broker.stream import WaitingStreams
 from gateway.proxy.services import ConnectionServices
 
 SWEEP_SECONDS = 0.25
-_CREDENTIALS = Struct("3i")  # struct ucred (unix(7)): pid, uid, gid
 _LOG = logging.getLogger(__name__)
 
 
@@ -113,8 +112,7 @@ class SiblingEnd(TunnelProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        raw = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        if _CREDENTIALS.unpack(raw)[1] != os.geteuid():
+        if peer_uid(transport.get_extra_info("socket")) != os.geteuid():
             self.abort()
             return
         self._ends.add(self)

@@ -20,14 +20,15 @@ from foundation.reasons import Reason
 from foundation.tunnel import Stream, StreamUser
 from foundation.wire.streams import StreamAnswer, StreamRefusal, StreamRequest
 from gateway.access.lines import Access
+from gateway.broker.transport import refused_for
 from gateway.proxy.deciding import Deciding
+from gateway.proxy.exchange import NEVER
 from gateway.proxy.identify import Caller, Peer
 from gateway.proxy.route import RouteTable
 from gateway.proxy.services import ConnectionServices
 from policies.model import FOREVER, STREAM, Permit
 from policies.routes import Route
 
-NEVER = float("inf")
 _METHOD = b"STREAM"
 _LOG = logging.getLogger(__name__)
 
@@ -175,11 +176,7 @@ class BrokeredStream(Deciding):
     def turned_away(self, document: bytes) -> None:
         """The target did not take it, for a reason of its own."""
         self._far.stream = None
-        try:
-            reason = StreamRefusal.parse(document).reason
-        except Fault:
-            reason = Reason.RELAY_REFUSED
-        self.refuse(Fault(reason))
+        self.refuse(Fault(refused_for(document)))
 
     # --- while it is open --------------------------------------------------------------------------------------
 
@@ -206,8 +203,11 @@ class BrokeredStream(Deciding):
     # --- ends -----------------------------------------------------------------------------------------------------
 
     def lost(self, reason: Reason) -> None:
-        """One side was reset, or its tunnel is gone: so is the other."""
-        self._reset(reason)
+        """One side was reset, its tunnel is gone, or the stream may not go on: both sides are over, at once."""
+        self._end_far(reason)
+        near, self._near.stream = self._near.stream, None
+        if near is not None:
+            near.reset(reason)
         self._end(reason)
 
     def timed_out(self) -> None:
@@ -215,8 +215,7 @@ class BrokeredStream(Deciding):
         if not self._reached:
             self.refuse(Fault(Reason.UPSTREAM_TIMEOUT))
         else:
-            self._reset(Reason.REQUEST_TIMEOUT)
-            self._end(Reason.REQUEST_TIMEOUT)
+            self.lost(Reason.REQUEST_TIMEOUT)
 
     def refuse(self, fault: Fault) -> None:
         """Tell the one who asked, by `fault`'s reason and the decision; both ends are over."""
@@ -234,16 +233,9 @@ class BrokeredStream(Deciding):
 
     def _cut(self, reason: Reason) -> None:
         if self._reached:
-            self._reset(reason)
-            self._end(reason)
+            self.lost(reason)
         else:
             self.refuse(Fault(reason))
-
-    def _reset(self, reason: Reason) -> None:
-        self._end_far(reason)
-        near, self._near.stream = self._near.stream, None
-        if near is not None:
-            near.reset(reason)
 
     def _end_far(self, reason: Reason) -> None:
         far, self._far.stream = self._far.stream, None

@@ -91,11 +91,7 @@ class StreamTransport(asyncio.Transport):
 
     def refused(self, document: bytes) -> None:
         """The other side did not."""
-        try:
-            reason = StreamRefusal.parse(document).reason
-        except Fault:
-            reason = Reason.RELAY_REFUSED
-        self._fail(reason)
+        self._fail(refused_for(document))
 
     def received(self, data: bytes) -> None:
         """A piece came."""
@@ -159,3 +155,11 @@ class StreamTransport(asyncio.Transport):
     def _tell_lost(self, error: Exception | None) -> None:
         self._held.clear()
         asyncio.get_running_loop().call_soon(self._protocol.connection_lost, error)
+
+
+def refused_for(document: bytes) -> Reason:
+    """Why the other side did not take a stream; `RELAY_REFUSED` where what it said is no refusal."""
+    try:
+        return StreamRefusal.parse(document).reason
+    except Fault:
+        return Reason.RELAY_REFUSED

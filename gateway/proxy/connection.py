@@ -120,9 +120,7 @@ class ClientConnection(asyncio.Protocol):
             raise Fault(Reason.REVISION_MISSING)
         route = table.match(request)
         services = self.services
-        if not services.overload.admits(route.priority, services.registry.open_count, services.turns.waited()):
-            services.metrics.shed(route.priority)
-            raise Fault(Reason.OVERLOADED)
+        services.admit(route)
         return HttpExchange(client, head, request, route)
 
     def _record_refusal(self, fault: Fault, method: bytes, target: bytes, then: Callable[[Fault, str], None]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from foundation.clock import Clock
+from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.randomness import RandomBytes
 from foundation.reasons import Reason
@@ -223,3 +224,9 @@ class ConnectionServices:
         self.requests = RequestReader(settings.limits)
         self.sources = SourceRates(settings.source_handshakes, settings.source_burst)
         self.turns = Turns(self.clock)
+
+    def admit(self, route: Route) -> None:
+        """Raises `Fault(OVERLOADED)` where what `route` carries is turned away, so that others are served."""
+        if not self.overload.admits(route.priority, self.registry.open_count, self.turns.waited()):
+            self.metrics.shed(route.priority)
+            raise Fault(Reason.OVERLOADED)
