@@ -88,12 +88,13 @@ def running(words: Sequence[str], log: Path) -> Iterator[Running]:
         process.terminate()
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Ask again and again until `condition` holds: other processes tell nobody when they are done."""
+def wait_until(condition: Callable[[], bool], what: str, *, every: float = 0.005) -> None:
+    """Ask again and again, `every` so many seconds, until `condition` holds: other processes tell nobody when they are
+    done."""
     until = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < until, f"waited in vain for {what}"
-        time.sleep(0.005)
+        time.sleep(every)
 
 
 def answers(url: str) -> bool:
