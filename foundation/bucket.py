@@ -22,5 +22,10 @@ class Bucket:
         self._left -= cost
         return self._left >= 0
 
+    @property
+    def left(self) -> float:
+        """As of the last spending; below zero where that was too much."""
+        return self._left
+
     def earn(self, amount: float) -> None:
         self._left = min(self._most, self._left + amount)

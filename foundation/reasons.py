@@ -142,7 +142,9 @@ class Reason(Enum):
     # --- The broker: streams between nodes ---------------------------------------------------------------
     TUNNEL_MALFORMED = _Text(400, "the tunnel's frames do not follow the protocol", "see docs/protocol.md")
     TUNNEL_FLOODED = _Text(
-        429, "the tunnel's other side sends more frames that carry nothing than it may", "open streams less often"
+        429,
+        "the tunnel's other side sends more frames that carry little or nothing than it may",
+        "open streams less often",
     )
     TUNNEL_LOST = _Text(503, "the tunnel that carried the stream is gone", "open the stream again")
     STREAM_ABORTED = _Text(502, "one end broke the stream off", "look at that end: its program, or its network")

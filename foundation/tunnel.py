@@ -2,7 +2,9 @@
 
 Laws held here:
 - nothing is written to a connection that does not take it: what waits, waits in its stream, and streams that wait are
-  served in turn, `QUANTUM` bytes each, so that none starves another; more than that is never written past the row;
+  served in turn, `QUANTUM` bytes each, so that none starves another; nothing is written past the row;
+- what was written to a stream before its turn came leaves in one frame; while the other side bears no more small ones,
+  streams with little to send wait a moment longer (`HOLD`), in which it becomes more;
 - what a stream holds is bounded by the credit that its reader gives back only for what was passed on;
 - a connection that takes nothing while answers pile up for it is aborted (`MOST_BUFFERED`): neither side stops reading,
   for two that wait for each other would wait for ever;
@@ -22,7 +24,8 @@ from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.wire.streams import StreamRefusal, reason_of
-from foundation.wire.tunnel import FRAMES_OF_GATEWAY, FRAMES_OF_NODE, MAX_DATA, STREAMS, TunnelState, datagram_cost
+from foundation.wire.tunnel import MAX_DATA, STREAMS, TunnelState, datagram_cost
+from foundation.wire.tunnel_budget import FRAMES_OF_GATEWAY, FRAMES_OF_NODE, WORTHWHILE
 from foundation.wire.tunnel_events import (
     CreditReceived,
     DatagramReceived,
@@ -47,6 +50,8 @@ WRITE_HIGH_WATER = 256 << 10
 WRITE_LOW_WATER = 64 << 10
 WRITE_AT_ONCE = 64 << 10
 MOST_BUFFERED = 4 << 20
+HOLD = 0.005
+"""Seconds."""
 
 
 class StreamUser(Protocol):
@@ -118,22 +123,17 @@ class Stream:
         self._tunnel.forget_if_over(self)
 
     def write(self, data: bytes) -> None:
-        """Send `data`, now or when there is room; the user is told by `sent`, perhaps before this returns. Behind the
-        end of the stream it is dropped."""
+        """Send `data` in the stream's turn, when there is room; the user is told by `sent`. Behind the end of the
+        stream it is dropped."""
         if not data or self._ended or not self.is_open:
             return
-        size = len(data)
-        if self._queue or size > QUANTUM or self._tunnel.is_busy or self._tunnel.state.credit(self.number) < size:
-            self._queue.append(data)
-            self.backlog += len(data)
-            self._tunnel.wait(self)
-        else:
-            self._tunnel.send_data(self.number, data)
-            self.user.sent(len(data))
+        self._queue.append(data)
+        self.backlog += len(data)
+        self._tunnel.wait(self)
 
     def send_datagram(self, data: bytes) -> bool:
         """Send one datagram; whether there was room."""
-        if self._tunnel.is_blocked or not self.is_open:
+        if self._tunnel.is_blocked or not self.is_open or not self._tunnel.bears(len(data)):
             return False
         frame = self._tunnel.state.datagram(self.number, data)
         self._tunnel.send(frame)
@@ -162,26 +162,33 @@ class Stream:
         elif self._ended:
             self._end_behind_the_last()
 
+    def next_size(self, most: int) -> int:
+        """How much of what waits can leave now, `most` at most."""
+        return min(most, self._tunnel.state.credit(self.number), self.backlog)
+
     def pump(self, most: int) -> None:
-        """Send at most `most` bytes of what waits."""
-        left = min(most, self._tunnel.state.credit(self.number))
-        gone = 0
-        while self._queue and left:
-            piece = self._queue[0]
-            if len(piece) <= left:
-                self._queue.popleft()
-            else:
-                whole = memoryview(piece)
-                self._queue[0] = whole[left:]
-                piece = whole[:left]
-            self._tunnel.send_data(self.number, piece)
-            left -= len(piece)
-            gone += len(piece)
+        """Send so much of what waits, in as few frames as can be."""
+        left = gone = self.next_size(most)
+        while left:
+            size = min(left, MAX_DATA)
+            self._tunnel.send(self._tunnel.state.data(self.number, size))
+            self._send_pieces(size)
+            left -= size
         self.backlog -= gone
-        if gone:
-            self.user.sent(gone)
         if self._ended:
             self._end_behind_the_last()
+        if gone:
+            self.user.sent(gone)
+
+    def _send_pieces(self, size: int) -> None:
+        while size:
+            piece = self._queue.popleft()
+            if len(piece) > size:
+                whole = memoryview(piece)
+                self._queue.appendleft(whole[size:])
+                piece = whole[:size]
+            self._tunnel.send(piece)
+            size -= len(piece)
 
     def _end_behind_the_last(self) -> None:
         if self._queue or not self._tunnel.state.is_accepted(self.number):
@@ -200,14 +207,16 @@ class Tunnel:
         *,
         dials: bool,
         most_streams: int = STREAMS,
-        frames_per_second: int | None = None,
+        of_gateways: bool = False,
     ) -> None:
-        """`most_streams` bounds those of either side: more are refused. `frames_per_second` is what may come that
-        carries nothing; without it who dials hears a gateway, and who accepts hears a node."""
-        if frames_per_second is None:
-            frames_per_second = FRAMES_OF_GATEWAY if dials else FRAMES_OF_NODE
+        """`most_streams` bounds those of either side: more are refused. `of_gateways`: both sides are; otherwise who
+        dials is a node."""
         self.state = TunnelState(
-            dials=dials, most_streams=most_streams, frames_per_second=frames_per_second, now=clock.monotonic()
+            dials=dials,
+            most_streams=most_streams,
+            frames_per_second=FRAMES_OF_GATEWAY if dials or of_gateways else FRAMES_OF_NODE,
+            own_frames_per_second=FRAMES_OF_NODE if dials and not of_gateways else FRAMES_OF_GATEWAY,
+            now=clock.monotonic(),
         )
         self.is_blocked = False
         self.is_lost = False
@@ -218,6 +227,7 @@ class Tunnel:
         self._transport: asyncio.Transport | None = None
         self._streams: dict[int, Stream] = {}
         self._waiting: deque[Stream] = deque()
+        self._held: list[Stream] = []  # with less to send than the other side bears for now
         self._out: list[Bytes] = []
         self._out_size = 0
         self._loop = asyncio.get_running_loop()
@@ -254,6 +264,7 @@ class Tunnel:
         self._transport = None
         streams, self._streams = self._streams, {}
         self._waiting.clear()
+        self._held.clear()
         self._out.clear()
         self._out_size = 0
         for stream in streams.values():
@@ -271,15 +282,16 @@ class Tunnel:
         out = self._out_size + sum(stream.backlog for stream in self._streams.values())
         return out + (self._transport.get_write_buffer_size() if self._transport is not None else 0)
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether whoever wants to send has to wait."""
-        return self.is_blocked or bool(self._waiting)
+    def bears(self, size: int) -> bool:
+        """Whether the other side bears another frame with so many bytes now."""
+        return size >= WORTHWHILE or self.state.allows(self._clock.monotonic())
 
     def open(self, user: StreamUser, document: bytes) -> Stream:
         """Ask the other side for a stream. Raises `Fault(STREAM_LIMIT | TUNNEL_LOST)`."""
         if self.is_lost:
             raise Fault(Reason.TUNNEL_LOST)
+        if not self.state.allows(self._clock.monotonic(), needed=True):
+            raise Fault(Reason.STREAM_LIMIT, "more streams in a short time than the other side bears")
         number, frame = self.state.open(document)
         stream = self._streams[number] = Stream(self, number, user)
         self.send(frame)
@@ -310,13 +322,27 @@ class Tunnel:
         """Let those that wait send in turn, until the connection takes no more."""
         while self._waiting and not self.is_blocked:
             stream = self._waiting.popleft()
+            most = QUANTUM if self._waiting else ALONE
+            if stream.is_open and not self.bears(stream.next_size(most)):
+                self._hold(stream)
+                continue
             stream.waits = False
             if stream.is_open:
-                stream.pump(QUANTUM if self._waiting else ALONE)
+                stream.pump(most)
                 if stream.backlog:
                     self._queue_up(stream)
-            if self._waiting:
-                self._flush()  # tells whether more is taken
+        self._flush()
+
+    def _hold(self, stream: Stream) -> None:
+        if not self._held:
+            self._loop.call_later(HOLD, self._release)
+        self._held.append(stream)
+
+    def _release(self) -> None:
+        """Those that were held are at the end of the row again."""
+        self._waiting.extend(self._held)
+        self._held.clear()
+        self._serve()
 
     # --- bytes ----------------------------------------------------------------------------------------------
 
@@ -341,18 +367,6 @@ class Tunnel:
         self._out_size += len(frame)
         if self._out_size >= WRITE_AT_ONCE:
             self._flush()
-
-    def send_data(self, stream: int, data: Bytes) -> None:
-        """All of `data`, for which there is credit."""
-        if len(data) <= MAX_DATA:
-            self.send(self.state.data(stream, len(data)))
-            self.send(data)
-            return
-        whole = memoryview(data)
-        for at in range(0, len(data), MAX_DATA):
-            piece = whole[at : at + MAX_DATA]
-            self.send(self.state.data(stream, len(piece)))
-            self.send(piece)
 
     def _flush(self) -> None:
         out, transport = self._out, self._transport

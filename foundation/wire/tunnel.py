@@ -7,9 +7,9 @@ Laws held here:
   what it allowed;
 - what breaks these laws, an unknown kind, a frame that is longer than its kind allows: each ends the tunnel. Only
   frames of a stream that has just ended pass unheard, for the other side cannot know yet, and they are counted too;
-- frames that make work and carry nothing have a budget, which fills with time and with every byte that is carried
-  (rapid reset, CVE-2023-44487, and its kin). Whoever asks for a stream pays for its end and its answer too: there is
-  one of each.
+- frames that make work and carry nothing, or next to nothing, have a budget, which fills with time and with every byte
+  that is carried (rapid reset, CVE-2023-44487, and its kin). Whoever asks for a stream pays for its end and its answer
+  too: there is one of each. What we send ourselves is reckoned alike (`foundation.wire.tunnel_budget`).
 
 A frame is one octet of kind, four of stream and four of length (big-endian), then the body. The pieces of DATA are
 given on as they come: no frame of it is ever held. Bodies of HELLO, OPEN, OPENED and REFUSED are JSON, which
@@ -24,9 +24,9 @@ import struct
 from collections.abc import Iterator
 from enum import IntEnum
 
-from foundation.bucket import Bucket
 from foundation.faults import Fault
 from foundation.reasons import Reason
+from foundation.wire.tunnel_budget import DATA_COST, FRAMES_OF_GATEWAY, FRAMES_OF_NODE, LOOK, OwnSpending, Spending
 from foundation.wire.tunnel_events import (
     CreditReceived,
     DatagramReceived,
@@ -64,11 +64,6 @@ SHARED = 8 << 20
 """What a tunnel's streams share of that: with more of them, each has less, down to `WINDOW`."""
 STREAMS = 4096
 """How many streams of each side may be open at once; a relay may carry more, where both sides say so."""
-FRAMES_OF_NODE = 1_000
-FRAMES_OF_GATEWAY = 20_000
-"""Frames that carry nothing, per second, from a node and from a gateway, which speaks for many."""
-FRAME_WORTH = 1024
-"""Bytes of streams, either way, that are worth one such frame."""
 
 
 class Kind(IntEnum):
@@ -109,6 +104,7 @@ _COST = {  # in frames that carry nothing
     Kind.PONG: 1,
     Kind.DRAIN: 1,
 }
+_EMPTY = 1  # a datagram
 _OF_TUNNEL = frozenset({Kind.HELLO, Kind.PING, Kind.PONG, Kind.DRAIN})
 
 
@@ -132,11 +128,17 @@ class TunnelState:
     """One side of one tunnel. Commands give the bytes to send; `receive` gives events."""
 
     def __init__(
-        self, *, dials: bool, most_streams: int = STREAMS, frames_per_second: int = FRAMES_OF_NODE, now: float = 0.0
+        self,
+        *,
+        dials: bool,
+        most_streams: int = STREAMS,
+        frames_per_second: int = FRAMES_OF_NODE,
+        own_frames_per_second: int = FRAMES_OF_GATEWAY,
+        now: float = 0.0,
     ) -> None:
         """`dials` says which side this is; `most_streams` bounds those of ours that are open, and those of the other
-        side where it is more than `STREAMS`; `frames_per_second` bounds what may come that carries nothing; `now` is
-        monotonic seconds."""
+        side where it is more than `STREAMS`; `frames_per_second` bounds what may come that carries nothing, and
+        `own_frames_per_second` is what the other side bears; `now` is monotonic seconds."""
         self._dials = dials
         self._next = 1 if dials else 2
         self._newest_there = 0
@@ -150,7 +152,8 @@ class TunnelState:
         self._left = 0  # bytes of a DATA frame that are still to come
         self._of = 0  # the stream that they are of
         self._strays = 0  # what may still come of streams that ended here
-        self._budget = Bucket(frames_per_second, now)
+        self._spent_there = Spending(frames_per_second, now)
+        self._spent_here = OwnSpending(own_frames_per_second, now)
         self._now = now
 
     # --- questions ------------------------------------------------------------------------------------
@@ -183,6 +186,11 @@ class TunnelState:
         found = self._streams.get(stream)
         return found is not None and found.accepted
 
+    def allows(self, now: float, *, needed: bool = False) -> bool:
+        """Whether the other side bears one frame more at `now` (monotonic seconds) that is not worth its while; of
+        what is `needed`, more."""
+        return self._spent_here.allows(now, self._now, needed=needed)
+
     # --- commands ---------------------------------------------------------------------------------------
 
     def hello(self, document: bytes) -> bytes:
@@ -196,6 +204,7 @@ class TunnelState:
         stream, self._next = self._next, self._next + 2
         self._streams[stream] = _Stream(ours=True)
         self._ours += 1
+        self._spent_here.cost += _COST[Kind.OPEN]
         return stream, _frame(Kind.OPEN, stream, document)
 
     def accept(self, stream: int, document: bytes) -> bytes:
@@ -218,7 +227,10 @@ class TunnelState:
         """The header of `size` bytes (1 to `MAX_DATA`, at most `credit`) of `stream`, which the caller sends behind
         it."""
         self._streams[stream].credit -= size
-        self._budget.earn(size / FRAME_WORTH)
+        here = self._spent_here
+        here.cost += DATA_COST
+        here.carried += size
+        self._spent_there.carried += size
         return HEADER.pack(Kind.DATA, stream, size)
 
     def datagram(self, stream: int, data: bytes) -> bytes:
@@ -227,7 +239,9 @@ class TunnelState:
         if len(data) > MAX_DATAGRAM or self.credit(stream) < cost:
             return b""
         self._streams[stream].credit -= cost
-        self._budget.earn(len(data) / FRAME_WORTH)
+        self._spent_here.cost += DATA_COST if data else _EMPTY
+        self._spent_here.carried += len(data)
+        self._spent_there.carried += len(data)
         return _frame(Kind.DATAGRAM, stream, data)
 
     def consumed(self, stream: int, size: int) -> bytes:
@@ -245,6 +259,7 @@ class TunnelState:
         if not given:
             return b""
         found.room += given
+        self._spent_here.cost += _COST[Kind.CREDIT]
         return HEADER.pack(Kind.CREDIT, stream, _U32.size) + _U32.pack(given)
 
     def _fair_window(self) -> int:
@@ -269,14 +284,18 @@ class TunnelState:
         return _frame(Kind.RESET, stream, reason.code.encode("ascii"))
 
     def ping(self, number: int) -> bytes:
-        return _frame(Kind.PING, 0, _U64.pack(number))
+        return self._of_tunnel(Kind.PING, _U64.pack(number))
 
     def pong(self, number: int) -> bytes:
-        return _frame(Kind.PONG, 0, _U64.pack(number))
+        return self._of_tunnel(Kind.PONG, _U64.pack(number))
 
     def drain(self) -> bytes:
         """Take no new streams any more."""
-        return _frame(Kind.DRAIN, 0, b"")
+        return self._of_tunnel(Kind.DRAIN, b"")
+
+    def _of_tunnel(self, kind: Kind, body: bytes) -> bytes:
+        self._spent_here.cost += _COST[kind]
+        return _frame(kind, 0, body)
 
     # --- what comes -----------------------------------------------------------------------------------------
 
@@ -346,7 +365,12 @@ class TunnelState:
 
     def _begin_data(self, stream: int, length: int) -> None:
         self._left, self._of = length, stream if self._spend(stream, length) else 0
-        self._budget.earn(length / FRAME_WORTH)
+        there = self._spent_there
+        there.cost += DATA_COST
+        there.carried += length
+        self._spent_here.carried += length
+        if there.cost >= LOOK:
+            self._check_budget()
 
     def _spend(self, stream: int, cost: int) -> bool:
         """Count what comes of `stream` against the room it was given; whether anybody still listens."""
@@ -379,13 +403,19 @@ class TunnelState:
                 yield event
 
     def _charge(self, kind: Kind, stream: int, body: bytes) -> None:
-        """Take what `kind` costs from the budget: a datagram for being empty, and anything for coming too late."""
+        """Count what `kind` costs: a datagram more for being empty, and anything for coming too late."""
+        there = self._spent_there
         if kind is Kind.DATAGRAM:
-            cost = 0 if body else 1
-            self._budget.earn(len(body) / FRAME_WORTH)
+            there.cost += DATA_COST if body else _EMPTY
+            there.carried += len(body)
+            self._spent_here.carried += len(body)
         else:
-            cost = _COST.get(kind, 0 if stream in self._streams else 1)
-        if cost and not self._budget.spend(cost, self._now):
+            there.cost += _COST.get(kind, 0 if stream in self._streams else 1)
+        if there.cost >= 1:
+            self._check_budget()
+
+    def _check_budget(self) -> None:
+        if not self._spent_there.is_borne(self._now):
             raise Fault(Reason.TUNNEL_FLOODED, field="tunnel")
 
     def _take_of_tunnel(self, kind: Kind, body: bytes) -> Event:

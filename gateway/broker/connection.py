@@ -10,7 +10,6 @@ from foundation.identifiers import Kind
 from foundation.reasons import Reason
 from foundation.tunnel import Stream, Tunnel
 from foundation.wire.streams import Hello, StreamRefusal, StreamRelay
-from foundation.wire.tunnel import FRAMES_OF_GATEWAY, FRAMES_OF_NODE
 from gateway.broker.broker import Broker
 from gateway.broker.callers import Callers
 from gateway.broker.links import SOFTWARE, STREAMS
@@ -42,7 +41,7 @@ class AcceptedTunnel(ClientConnection):
             services.clock,
             dials=False,
             most_streams=broker.settings.streams if of_node else STREAMS,
-            frames_per_second=FRAMES_OF_NODE if of_node else FRAMES_OF_GATEWAY,
+            of_gateways=not of_node,
         )
 
     # --- the connection -------------------------------------------------------------------------------------

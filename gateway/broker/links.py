@@ -26,7 +26,7 @@ class Link(TunnelProtocol):
     """One connection to another worker or gateway. Implements `foundation.tunnel.TunnelUser`."""
 
     def __init__(self, clock: Clock) -> None:
-        self.tunnel = Tunnel(self, clock, dials=True, most_streams=STREAMS)
+        self.tunnel = Tunnel(self, clock, dials=True, most_streams=STREAMS, of_gateways=True)
         self.takes_streams = False
 
     def begin(self, hello: Hello) -> None:

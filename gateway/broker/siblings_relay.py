@@ -22,7 +22,6 @@ from foundation.reasons import Reason
 from foundation.tunnel import Stream, Tunnel
 from foundation.tunnel_protocol import TunnelProtocol
 from foundation.wire.streams import Hello, StreamRefusal, StreamRelay
-from foundation.wire.tunnel import FRAMES_OF_GATEWAY
 from gateway.broker.broker import Broker
 from gateway.broker.callers import Callers, proven_here
 from gateway.broker.links import SOFTWARE, STREAMS, Link, Links
@@ -106,9 +105,7 @@ class SiblingEnd(TunnelProtocol):
         self._ends = ends
         self._callers = Callers(services.trust_domain, proven_here)
         self._waiting = WaitingStreams()
-        self.tunnel = Tunnel(
-            self, services.clock, dials=False, most_streams=STREAMS, frames_per_second=FRAMES_OF_GATEWAY
-        )
+        self.tunnel = Tunnel(self, services.clock, dials=False, most_streams=STREAMS, of_gateways=True)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)

@@ -13,7 +13,8 @@ import pytest
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.tunnel import MOST_BUFFERED
-from foundation.wire.tunnel import FRAMES_OF_NODE, HEADER, MAX_CREDIT, MAX_DATA, WINDOW, Kind, TunnelState
+from foundation.wire.tunnel import HEADER, MAX_CREDIT, MAX_DATA, WINDOW, Kind, TunnelState
+from foundation.wire.tunnel_budget import FRAMES_OF_NODE
 from tests.support.tunnel_ends import DOCUMENT, End, Ends
 
 MOST = 30_000  # frames after which a test gives up: no budget held
@@ -57,6 +58,24 @@ def empty_datagrams() -> Iterator[bytes]:
     yield from itertools.repeat(frame(Kind.DATAGRAM, 1))
 
 
+def crumbs_of_data() -> Iterator[bytes]:
+    """All of it within the credit of its stream."""
+    yield frame(Kind.OPEN, 1, DOCUMENT)
+    yield from itertools.repeat(frame(Kind.DATA, 1, b"x") * 10)
+
+
+def crumbs_of_many_streams() -> Iterator[bytes]:
+    streams = range(1, 201, 2)
+    yield b"".join(frame(Kind.OPEN, stream, DOCUMENT) for stream in streams)
+    for stream in itertools.cycle(streams):
+        yield frame(Kind.DATA, stream, b"xy") * 10
+
+
+def crumbs_of_datagrams() -> Iterator[bytes]:
+    yield frame(Kind.OPEN, 1, DOCUMENT)
+    yield from itertools.repeat(frame(Kind.DATAGRAM, 1, b"x") * 10)
+
+
 def sent_until_refused(end: End, pieces: Iterable[bytes]) -> Reason:
     """Why `end` ended its tunnel. Fails when it does not."""
     try:
@@ -70,7 +89,18 @@ def sent_until_refused(end: End, pieces: Iterable[bytes]) -> Reason:
 
 
 Flood = Callable[[], Iterator[bytes]]
-FLOODS: list[Flood] = [pings, pongs, drains, rapid_resets, late_frames, crumbs_of_credit, empty_datagrams]
+FLOODS: list[Flood] = [
+    pings,
+    pongs,
+    drains,
+    rapid_resets,
+    late_frames,
+    crumbs_of_credit,
+    crumbs_of_data,
+    crumbs_of_many_streams,
+    crumbs_of_datagrams,
+    empty_datagrams,
+]
 
 
 @pytest.mark.parametrize("flood", FLOODS, ids=lambda flood: flood.__name__)

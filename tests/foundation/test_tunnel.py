@@ -7,13 +7,18 @@ from collections import Counter
 
 import pytest
 
+from foundation.bucket import BURST_SECONDS
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.tunnel import MOST_BUFFERED, QUANTUM, Tunnel
 from foundation.wire.streams import StreamRefusal
 from foundation.wire.tunnel import HEADER, MAX_DATA, WINDOW, Kind
+from foundation.wire.tunnel_budget import DATA_COST, FRAMES_OF_NODE, WORTHWHILE
 from tests.fakes.clock import ManualClock
 from tests.support.tunnel_ends import DOCUMENT, End, Ends, Pipe, Recorder
+
+BURST = int(FRAMES_OF_NODE * BURST_SECONDS / DATA_COST)
+"""Small frames that a gateway bears of a node at once."""
 
 
 async def test_a_stream_carries_both_ways_and_ends() -> None:
@@ -182,14 +187,107 @@ async def test_who_comes_later_waits_behind_those_that_wait() -> None:
     assert second.backlog == 5
 
 
-async def test_what_was_written_in_one_turn_leaves_in_one_write() -> None:
+async def test_what_was_written_in_one_turn_leaves_in_one_frame() -> None:
     ends = Ends()
-    stream, _ = await ends.open()
+    stream, user = await ends.open()
     for _ in range(5):
         stream.write(b"x")
     assert ends.node.pipe.waiting == b""
     await asyncio.sleep(0)
-    assert len(ends.node.pipe.waiting) == 5 * (HEADER.size + 1)
+    assert ends.node.pipe.waiting == HEADER.pack(Kind.DATA, stream.number, 5) + b"xxxxx"
+    assert user.sent_bytes == 5
+
+
+async def test_pieces_are_cut_and_joined_at_frames_and_turns_alone() -> None:
+    ends = Ends()
+    stream, _ = await ends.open()
+    pieces = [bytes([number]) * (1000 * number) for number in range(1, 20)]
+    for piece in pieces:
+        stream.write(piece)
+    await ends.settle()
+    assert ends.gateway.users[stream.number].heard == b"".join(pieces)
+    assert ends.node.tunnel.state.credit(stream.number) == WINDOW - 190_000
+
+
+async def test_the_end_is_said_before_the_writer_hears_that_all_has_left() -> None:
+    """Who closes once all has left, and breaks off what the other side still sends, has said a clean end."""
+    ends = Ends()
+    stream, user = await ends.open()
+    user.sent = lambda size: stream.reset(Reason.STREAM_ABORTED)  # type: ignore[method-assign]
+    stream.write(b"all of it")
+    stream.end()
+    await ends.settle()
+    theirs = ends.gateway.users[stream.number]
+    assert (bytes(theirs.heard), theirs.told) == (b"all of it", ["ended", "over stream_aborted"])
+
+
+async def test_a_program_that_writes_little_and_often_is_slowed_down_and_never_cut_off() -> None:
+    """More small frames than a gateway bears of a node: they become fewer, and longer."""
+    ends = Ends()
+    streams = [(await ends.open())[0] for _ in range(20)]
+    writes, turns = 0, 0
+    while writes < 4 * BURST:
+        for stream in streams:
+            stream.write(b"k")
+            writes += 1
+        await ends.settle()  # raises should the gateway refuse
+        turns += 1
+    held = sum(stream.backlog for stream in streams)
+    heard = sum(len(user.heard) for user in ends.gateway.users.values())
+    assert 0 < held == writes - heard
+    for end in (ends.node, ends.gateway):
+        end.clock.advance(BURST_SECONDS)
+    ends.node.tunnel.ping()
+    await ends.settle()
+    ends.node.tunnel._release()
+    await ends.settle()
+    assert sum(len(user.heard) for user in ends.gateway.users.values()) == writes
+
+
+async def test_who_has_much_to_send_is_not_held_up_by_those_with_little() -> None:
+    ends = Ends()
+    small, large = (await ends.open())[0], (await ends.open())[0]
+    while not small.backlog:
+        small.write(b"k")
+        await asyncio.sleep(0)
+        ends.gateway.tunnel.received(ends.node.pipe.flow())
+    large.write(bytes(WORTHWHILE))
+    await ends.settle()
+    assert (small.backlog, large.backlog) == (1, 0)
+    small.write(bytes(WORTHWHILE))
+    ends.node.tunnel._release()
+    await ends.settle()
+    assert small.backlog == 0
+
+
+async def test_empty_datagrams_beyond_what_is_borne_are_dropped_and_the_tunnel_stands() -> None:
+    ends = Ends()
+    stream, _ = await ends.open()
+    sent = 0
+    for _ in range(2 * FRAMES_OF_NODE):
+        for _ in range(10):
+            sent += stream.send_datagram(b"")
+        await ends.settle()
+        ends.gateway.requests[0].consumed(0)
+    assert len(ends.gateway.users[stream.number].datagrams) == sent < FRAMES_OF_NODE * BURST_SECONDS
+    for end in (ends.node, ends.gateway):
+        end.clock.advance(1)
+    assert stream.send_datagram(b"")
+
+
+async def test_more_streams_than_are_borne_are_refused_here_and_the_tunnel_stands() -> None:
+    ends = Ends()
+
+    async def open_and_reset() -> None:
+        for _ in range(FRAMES_OF_NODE * 10):
+            (await ends.open())[0].reset(Reason.TUNNEL_LOST)
+
+    with pytest.raises(Fault, match="in a short time") as caught:
+        await open_and_reset()
+    assert caught.value.reason is Reason.STREAM_LIMIT
+    ends.node.clock.advance(5)
+    ends.gateway.clock.advance(5)
+    assert (await ends.open())[1].told == ["accepted"]
 
 
 async def test_a_piece_longer_than_a_frame_is_several() -> None:

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.wire.tunnel import (
-    FRAME_WORTH,
-    FRAMES_OF_NODE,
     HEADER,
     MAX_CREDIT,
     MAX_DATA,
@@ -28,6 +26,7 @@ from foundation.wire.tunnel import (
     TunnelState,
     datagram_cost,
 )
+from foundation.wire.tunnel_budget import FRAME_WORTH, FRAMES_OF_NODE
 from foundation.wire.tunnel_events import (
     CreditReceived,
     DatagramReceived,
@@ -438,7 +437,7 @@ def test_frames_that_carry_nothing_have_a_budget_that_time_fills() -> None:
 def test_what_is_carried_earns_frames() -> None:
     pair = Pair()
     stream, ping = pair.open(), frame(Kind.PING, 0, bytes(8))
-    pair.at_acceptor(ping * (BURST - 3))
+    pair.at_acceptor(ping * (BURST - 4))
     pair.send(stream, bytes(MAX_DATA))
     pair.acceptor.data(stream, MAX_DATA)
     pair.at_acceptor(ping * (2 * MAX_DATA // FRAME_WORTH))
