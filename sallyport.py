@@ -23,6 +23,8 @@ COMMANDS = {
     "join": ("gateway.cli", "join", "Make this machine a gateway of an authority elsewhere."),
     "recover": ("gateway.cli", "recover", "Make a restored authority safe to serve."),
     "serve": ("gateway.cli", "serve", "Run authority and gateway, or one of them."),
+    "reload": ("gateway.process_cli", "reload", "Have the running server read certificates and settings anew."),
+    "upgrade": ("gateway.process_cli", "upgrade", "Have the running server go on with the installed code."),
     "doctor": ("gateway.cli", "doctor", "Say what is wrong with this machine or configuration."),
     "explain": ("gateway.cli", "explain", "Say why a request was allowed or denied."),
     "top": ("gateway.top_cli", "top", "Watch a gateway: streams, rates, refusals, cuts."),

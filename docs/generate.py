@@ -30,6 +30,7 @@ from foundation.wire.enrolment_schema import schema
 from gateway.access.settings import AccessLogSettings
 from gateway.api.access import AccessApi
 from gateway.api.operators import OperatorsApi
+from gateway.api.process import ProcessApi
 from gateway.api.settings import ApiSettings
 from gateway.api.shadow import ShadowApi
 from gateway.api.upstreams import UpstreamsApi
@@ -135,7 +136,7 @@ def openapi() -> str:
     routes += node_routes(nothing, "fleet.example", policy_key=nothing, terms=nothing)
     routes += renewal_routes(nothing) + attestation_routes(nothing) + OperatorsApi(*[nothing] * 7).routes()
     routes += UpstreamsApi(nothing, nothing).routes() + ShadowApi(nothing).routes()
-    routes += AccessApi(*[nothing] * 3).routes()
+    routes += AccessApi(*[nothing] * 3).routes() + ProcessApi(*[nothing] * 4).routes()
     paths: dict[str, dict[str, Any]] = {}
     for route in routes + enrolment_routes(nothing):
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)

@@ -165,14 +165,15 @@ def serve_command(
 ) -> None:
     """Run authority and gateway, or one of them, until SIGTERM or SIGINT; what is under way is let end.
 
-    SIGHUP reloads certificate, policy key and settings; SIGUSR2 goes on with the code that is installed now.
+    `sallyport reload`, or SIGHUP, has it read certificate, policy key and settings anew; `sallyport upgrade`, or
+    SIGUSR2, go on with the code that is installed now.
     """
     import uvloop  # noqa: PLC0415  # only a server needs it
 
     import gateway.worker  # noqa: PLC0415  # a check is of all that a start would run
+    from gateway.errands import Errands  # noqa: PLC0415
     from gateway.handover import Handover, take_over  # noqa: PLC0415
     from gateway.orchestrator import Orchestrator  # noqa: PLC0415  # `--help` needs none of it
-    from gateway.signals import Signals  # noqa: PLC0415
     from gateway.wiring.settings import Settings  # noqa: PLC0415
 
     settings = Settings.parse(read_configuration(config), role)
@@ -183,9 +184,9 @@ def serve_command(
     left = take_over()
 
     async def run() -> Handover | None:
-        signals = Signals()
-        signals.install()
-        return await Orchestrator(settings, left).run(signals)
+        errands = Errands()
+        errands.listen_to_signals()
+        return await Orchestrator(settings, left).run(errands)
 
     try:
         following = uvloop.run(run())

@@ -59,6 +59,12 @@ class PinnedKey:
         self.key, self._pem = parse_verifying_key(pem), pem
         return True
 
+    def differs(self) -> bool:
+        """What `load` would say now, or raise."""
+        pem = self._read()
+        parse_verifying_key(pem)
+        return pem != self._pem
+
     def _read(self) -> bytes:
         try:
             return self._path.read_bytes()

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import json
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ class Handover:
         for each in (file, *descriptors, *(worker.channel for worker in self.workers)):
             os.set_inheritable(each, True)
         os.environ[VARIABLE] = str(file)
+        for number in (signal.SIGHUP, signal.SIGUSR2):  # until the next takes them up: by default they would end it
+            signal.signal(number, signal.SIG_IGN)
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606  # the very words that started us
 
     def to_json(self) -> bytes:

@@ -36,6 +36,21 @@ class _Contexts:
     client: ssl.SSLContext
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What was read, and what was made of it."""
+
+    read: bytes
+    root: bytes
+    leaf: x509.Certificate
+    authorities: tuple[x509.Certificate, ...]
+    contexts: _Contexts
+
+    def differ_from(self, before: _Loaded | None) -> tuple[str, ...]:
+        one, other = (self.read, self.root), (before.read, before.root) if before else (b"", b"")
+        return tuple(name for name, new, old in zip(("certificate", "root"), one, other, strict=True) if new != old)
+
+
 class Certificates:
     """The TLS contexts of one certificate (`pair`) under one root (PEM file). Each property is asked for every
     connection; after `load` it gives the new one, and `generation` is one more."""
@@ -47,35 +62,48 @@ class Certificates:
         self._protocols = protocols
         self.generation = 0
         self.changed: Callable[[], None] = _nothing  # called when others were loaded
-        self._contexts: _Contexts | None = None
-        self._read = (b"", b"")
+        self._loaded: _Loaded | None = None
         self.leaf: x509.Certificate | None = None
         self.authorities: tuple[x509.Certificate, ...] = ()
         """The CAs that stand behind the leaf in what we present, and the root."""
 
-    def load(self) -> bool:
-        """Read certificate, key and root anew; whether they were others. Raises `Fault(FILE_UNREADABLE |
-        FILE_MODE_UNSAFE)`; then what was loaded stays."""
+    def load(self) -> tuple[str, ...]:
+        """Read certificate, key and root anew; which of them are others, `certificate` and `root`. Raises
+        `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE)`; then what was loaded stays."""
+        found = self._judge()
+        if found is None:
+            return ()
+        others = found.differ_from(self._loaded)
+        self._loaded = found
+        self.leaf, self.authorities = found.leaf, found.authorities
+        self.generation += 1
+        self.changed()
+        return others
+
+    def differs(self) -> tuple[str, ...]:
+        """What `load` would say now, or raise."""
+        found = self._judge()
+        return found.differ_from(self._loaded) if found else ()
+
+    def _judge(self) -> _Loaded | None:
+        """What is on disk; None where that is what was loaded."""
         try:
             read, root = self.pair.certificate.read_bytes(), self.root.read_bytes()
+            leaf, *chain = x509.load_pem_x509_certificates(read)
             read += self.calling.certificate.read_bytes()
-            leaf, *chain = x509.load_pem_x509_certificates(self.pair.certificate.read_bytes())
             chain += x509.load_pem_x509_certificates(root)
         except (OSError, ValueError) as error:
             raise Fault(Reason.FILE_UNREADABLE, "no certificate and root", field=str(self.pair.certificate)) from error
-        if (read, root) == self._read:
-            return False
-        self._contexts = _Contexts(
+        if self._loaded is not None and (read, root) == (self._loaded.read, self._loaded.root):
+            return None
+        contexts = _Contexts(
             proven=server_context(self.pair, client_roots=root),
             data_plane=server_context(self.pair, client_roots=root, protocols=self._protocols),
             # Strangers know the root by its hash alone: they are shown it.
             strangers=server_context(self.pair, client_roots=None, present=root),
             client=client_context(root, pair=self.calling),
         )
-        self._read, self.leaf, self.authorities = (read, root), leaf, tuple(chain)
-        self.generation += 1
-        self.changed()
-        return True
+        return _Loaded(read, root, leaf, tuple(chain), contexts)
 
     @property
     def calling(self) -> KeyPair:
@@ -86,25 +114,25 @@ class Certificates:
 
     def proven(self) -> ssl.SSLContext:
         """For a listener whose callers prove a certificate."""
-        return self._loaded.proven
+        return self._contexts.proven
 
     def data_plane(self) -> ssl.SSLContext:
         """For the listener that forwards; its callers prove a certificate too."""
-        return self._loaded.data_plane
+        return self._contexts.data_plane
 
     def strangers(self) -> ssl.SSLContext:
         """For the listener whose callers have none yet."""
-        return self._loaded.strangers
+        return self._contexts.strangers
 
     def client(self) -> ssl.SSLContext:
         """For calls to others."""
-        return self._loaded.client
+        return self._contexts.client
 
     @property
-    def _loaded(self) -> _Contexts:
-        if self._contexts is None:
+    def _contexts(self) -> _Contexts:
+        if self._loaded is None:
             raise Fault(Reason.NOT_ENROLLED, field=str(self.pair.certificate))
-        return self._contexts
+        return self._loaded.contexts
 
     @property
     def spiffe_id(self) -> str:

@@ -15,27 +15,27 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
+import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import metadata
 from typing import Any
 
 from foundation import notify
 from foundation.faults import Fault
-from foundation.logs import configure_logging
 from foundation.ports import AuditEvent
-from foundation.reasons import Reason
-from gateway.configuration import read_configuration
+from gateway.api.process import Incarnation, ProcessApi
+from gateway.errands import Asked, Errand, Errands
 from gateway.handover import Handover, try_new_code
-from gateway.reloading import changed, needs_restart
-from gateway.signals import Asked, Signals
 from gateway.sockets import Sockets
 from gateway.wiring.authority import AuthorityParts, join_authority
 from gateway.wiring.base import Base, open_base
-from gateway.wiring.gateway import GatewayParts, build_gateway, worker_pool
+from gateway.wiring.gateway import GatewayParts, build_gateway
 from gateway.wiring.listeners import Listeners
+from gateway.wiring.reload import Reload
 from gateway.wiring.settings import Settings
 
-MAX_NAMED = 32  # settings that an event of the audit log names
 _LOG = logging.getLogger(__name__)
 
 
@@ -46,11 +46,12 @@ class Orchestrator:
         self._settings = settings
         self._left = left
         self._sockets = Sockets(left.sockets if left else {})
+        self._incarnation = Incarnation(secrets.token_hex(8), os.getpid(), metadata.version("sallyport"))
         self.started = asyncio.Event()
 
-    async def run(self, signals: Signals) -> Handover | None:
-        """Start everything, serve, and do what `signals` ask, until they ask to stop or to upgrade; then stop
-        everything. What the next main process takes over, in an upgrade. Raises `Fault` when a part cannot start."""
+    async def run(self, errands: Errands) -> Handover | None:
+        """Start everything, serve, and run `errands`, until they ask to stop or to upgrade; then stop everything. What
+        the next main process takes over, in an upgrade. Raises `Fault` when a part cannot start."""
         async with AsyncExitStack() as stack:
             stack.callback(self._sockets.close)
             base, authority, gateway = await self._build(stack)
@@ -58,10 +59,12 @@ class Orchestrator:
             if gateway.kept is not None:
                 background.append(gateway.kept.run)
             await stack.enter_async_context(_running(*background))
-            listeners = Listeners(self._settings, stack, self._sockets, base, authority, gateway)
-            if not await self._start(listeners, gateway, signals.stop):
+            reload = Reload(self._settings, base, authority, gateway, self._sockets)
+            process = ProcessApi(self._incarnation, errands, gateway.workforce, reload.judge)
+            listeners = Listeners(self._settings, stack, self._sockets, base, authority, gateway, process)
+            if not await self._start(listeners, gateway, errands.stop):
                 return None
-            return await self._attend(signals, base, authority, gateway)
+            return await self._attend(errands, base, gateway, reload)
 
     async def _build(self, stack: AsyncExitStack) -> tuple[Base, AuthorityParts, GatewayParts]:
         """Everything, in order; nothing serves yet."""
@@ -89,68 +92,30 @@ class Orchestrator:
         notify.ready()
         return True
 
-    async def _attend(
-        self, signals: Signals, base: Base, authority: AuthorityParts, gateway: GatewayParts
-    ) -> Handover | None:
+    async def _attend(self, errands: Errands, base: Base, gateway: GatewayParts, reload: Reload) -> Handover | None:
         """Do what is asked while everything serves."""
-        while True:
-            match await signals.next():
-                case Asked.STOP:
-                    notify.stopping()
-                    await gateway.workers.drain(self._settings.plane.processes.drain)
-                    return None
-                case Asked.RELOAD:
-                    notify.reloading()
-                    await _either(self._reload(base, authority, gateway), signals.stop.wait())
-                    notify.ready()
-                case Asked.UPGRADE:
-                    notify.reloading()
-                    if await _may_upgrade(base):
-                        sequence, workers = await gateway.workers.hand_over()
-                        return Handover(sequence, self._sockets.duplicates(), workers)
-                    notify.ready()
-
-    async def _reload(self, base: Base, authority: AuthorityParts, gateway: GatewayParts) -> None:
-        """Read certificate, policy key and settings anew. What is wrong is told, and what was stays."""
-        try:
-            authority.certificates.load()
-            if base.policy_key.load():
-                gateway.enforcer.key = base.policy_key.key
-            result = await self._apply_settings(base, authority, gateway)
-        except Fault as fault:
-            _LOG.error("the settings stay as they were: %s", fault)
-            refused = AuditEvent("settings.refused", "system", fault.field or "settings", fault.reason.code)
-            await base.audit.append(refused)
-            result = "refused"
-        base.metrics.reloaded(result)
-
-    async def _apply_settings(self, base: Base, authority: AuthorityParts, gateway: GatewayParts) -> str:
-        before = self._settings
-        settings = Settings.parse(read_configuration(before.configuration.path), before.system.role)
-        paths = changed(before.configuration.document, settings.configuration.document)
-        fixed = [path for path in paths if needs_restart(path)]
-        if fixed:
-            raise Fault(Reason.SETTING_FIXED, field=", ".join(fixed[:MAX_NAMED]))
-        if not paths:
-            return "unchanged"
-        event = AuditEvent("settings.reloaded", "system", "settings", detail={"changed": list(paths[:MAX_NAMED])})
-        await base.audit.append(event)
-        await gateway.workers.replace(worker_pool(settings, base, authority, self._sockets))
-        self._settings = settings
-        configure_logging(settings.plane.telemetry.log_level)
-        return "applied"
+        while (errand := await errands.next()) is not None:
+            notify.reloading()
+            doing = reload(errand) if errand.asked is Asked.RELOAD else _try_upgrade(errand, base)
+            await _either(doing, errands.stop.wait())
+            if errand.asked is Asked.UPGRADE and not errand.refused and not errands.stop.is_set():
+                sequence, workers = await gateway.workers.hand_over()
+                return Handover(sequence, self._sockets.duplicates(), workers)
+            notify.ready()
+        notify.stopping()
+        await gateway.workers.drain(reload.settings.plane.processes.drain)
+        return None
 
 
-async def _may_upgrade(base: Base) -> bool:
+async def _try_upgrade(errand: Errand, base: Base) -> None:
     """Whether the code that is installed now starts with these settings; audited either way."""
     try:
         await try_new_code()
+        await base.audit.append(AuditEvent("upgrade.begun", errand.actor, "process"))
     except Fault as fault:
         _LOG.error("no upgrade: %s", fault)
-        await base.audit.append(AuditEvent("upgrade.refused", "system", "process", fault.reason.code))
-        return False
-    await base.audit.append(AuditEvent("upgrade.begun", "system", "process"))
-    return True
+        errand.done((), fault)
+        await base.audit.append(AuditEvent("upgrade.refused", errand.actor, "process", fault.reason.code))
 
 
 def _settle_memory() -> None:

@@ -220,8 +220,22 @@ class Supervisor:
     @property
     def waits_for(self) -> str:
         """What is missing before every worker carries its part; empty when nothing is."""
-        ready = len(self._carriers())
-        return "" if ready >= self._pool.count else f"{self._pool.count - ready} of {self._pool.count} workers"
+        return "" if self.ready >= self.wanted else f"{self.wanted - self.ready} of {self.wanted} workers"
+
+    @property
+    def ready(self) -> int:
+        """How many workers accept, or could."""
+        return len(self._carriers())
+
+    @property
+    def wanted(self) -> int:
+        """How many there should be."""
+        return self._pool.count
+
+    @property
+    def retiring(self) -> int:
+        """How many workers of before let end what they carry."""
+        return sum(worker.lineage.retiring for worker in self._workers)
 
     @property
     def living(self) -> set[int]:

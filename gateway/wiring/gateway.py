@@ -8,6 +8,7 @@ from gateway.api.access import AccessApi
 from gateway.api.authorise import PolicyAuthorizer
 from gateway.api.explaining import Explainer
 from gateway.api.operators import OperatorsApi
+from gateway.api.process import Workforce
 from gateway.api.upstreams import UpstreamsApi
 from gateway.configuration import Role
 from gateway.control import Configure
@@ -53,6 +54,9 @@ class GatewayParts:
         """Follow the feed, once there are workers to tell."""
         await self.workers.wait_started()
         await self.follower.run()
+
+    def workforce(self) -> Workforce:
+        return Workforce(self.workers.ready, self.workers.wanted, self.workers.retiring)
 
 
 def build_gateway(

@@ -15,6 +15,7 @@ from foundation.bearer import BearerVerifier
 from foundation.callers import CertificateCallers, LocalCallers
 from foundation.listening import listen, listen_unix
 from foundation.serving import serve_api, serve_unix
+from gateway.api.process import ProcessApi
 from gateway.api.shadow import ShadowApi
 from gateway.directory import SnapshotDirectory
 from gateway.health import health_app
@@ -47,6 +48,7 @@ class Listeners:
         base: Base,
         authority: AuthorityParts,
         gateway: GatewayParts,
+        process: ProcessApi,
     ) -> None:
         self._settings = settings
         self._stack = stack
@@ -54,6 +56,7 @@ class Listeners:
         self._base = base
         self._authority = authority
         self._gateway = gateway
+        self._process = process
 
     async def open_health(self, is_started: Callable[[], bool]) -> None:
         """Readiness waits for `is_started`, too."""
@@ -99,6 +102,7 @@ class Listeners:
         return [
             *self._authority.routes,
             *gateway.operators.routes(),
+            *self._process.routes(),
             *gateway.upstreams.routes(),
             *gateway.access.routes(),
             *ShadowApi(gateway.shadow).routes(),

@@ -51,7 +51,7 @@ async def test_one_file_serves_callers_and_calls(site: Installation, own: KeyPai
     with pytest.raises(Fault) as caught:
         certificates.proven()
     assert caught.value.reason is Reason.NOT_ENROLLED
-    assert certificates.load()
+    assert certificates.load() == ("certificate", "root")
     assert not certificates.load()
     assert certificates.proven().verify_mode.name == "CERT_REQUIRED"
     assert certificates.strangers().verify_mode.name == "CERT_NONE"
@@ -70,9 +70,14 @@ async def test_what_is_no_use_leaves_what_is_loaded(site: Installation, own: Key
         with pytest.raises(Fault) as caught:
             certificates.load()
         assert caught.value.reason is Reason.FILE_UNREADABLE
+        with pytest.raises(Fault):
+            certificates.differs()
         assert certificates.proven() is before
     write(own.certificate, other)
-    assert certificates.load()
+    assert certificates.differs() == ("certificate",)
+    assert certificates.proven() is before
+    assert certificates.load() == ("certificate",)
+    assert certificates.differs() == ()
     assert certificates.proven() is not before
 
 

@@ -1,4 +1,4 @@
-"""Which settings can change while the process serves, and what is asked of it meanwhile."""
+"""Which settings can change while the process serves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from gateway.reloading import changed, needs_restart
-from gateway.signals import Asked, Signals
 
 
 @pytest.mark.parametrize(
@@ -40,13 +39,3 @@ def test_changes_are_named_by_their_paths(before: Any, after: Any, paths: tuple[
 )
 def test_what_was_opened_at_the_start_waits_for_the_next(path: str, waits: bool) -> None:
     assert needs_restart(path) is waits
-
-
-async def test_what_is_asked_is_done_once_and_a_stop_comes_first() -> None:
-    signals = Signals()
-    for what in (Asked.UPGRADE, Asked.RELOAD, Asked.RELOAD):
-        signals.ask(what)
-    assert [await signals.next(), await signals.next()] == [Asked.RELOAD, Asked.UPGRADE]
-    signals.ask(Asked.RELOAD)
-    signals.ask(Asked.STOP)
-    assert [await signals.next(), await signals.next()] == [Asked.STOP, Asked.STOP]

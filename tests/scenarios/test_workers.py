@@ -182,6 +182,86 @@ def test_an_upgrade_keeps_the_process_and_loses_no_request(pool: System, node: N
     wait_until(lambda: len(pool.workers) == WORKERS and not pool.workers & before, "the retired to end")
 
 
+def test_the_commands_reload_and_upgrade_under_load_and_lose_no_request(pool: System, node: Node) -> None:
+    before = pool.workers
+    with Load(pool.connect_operator, "/version").running() as load:
+        goes_on(load)
+        pool.edit("workers = 2 ", "workers = 3 ")
+        assert "gateway.workers" in pool.operate("reload", "--check").out
+        assert pool.workers == before
+        done = pool.operate("reload", "--json").json
+        assert (done["taken"], done["problem"]) == (["gateway.workers"], None)
+        goes_on(load)
+        assert len(pool.workers - before) == 3
+        serving = pool.workers - before
+        pool.edit("workers = 3 ", "workers = 0x ")
+        refused = pool.operate("reload", expect=1)
+        assert "setting_invalid" in refused.err
+        assert "what to do" in refused.err
+        goes_on(load)
+        assert serving <= pool.workers
+        pool.edit("workers = 0x ", "workers = 2 ")
+        assert pool.operate("reload", "--json").json["taken"] == ["gateway.workers"]
+        assert "nothing" in pool.operate("reload").out
+        goes_on(load)
+        serving = pool.workers
+        done = pool.operate("upgrade", "--drain", "60", "--json").json
+        assert pool.process is not None
+        assert (done["pid"], done["workers"]) == (pool.process.pid, {"ready": 2, "wanted": 2, "retiring": 0})
+        goes_on(load)
+    assert load.lost == []
+    wait_until(lambda: len(pool.workers) == WORKERS and not pool.workers & serving, "the retired to end")
+    actor = "spiffe://fleet.example/operator/local-uid-"
+    told = [each["kind"] for each in pool.audited() if each["actor"].startswith(actor)]
+    assert [kind for kind in told if kind != "root.acted"][-4:] == [
+        "settings.reloaded",
+        "settings.refused",
+        "settings.reloaded",
+        "upgrade.begun",
+    ]
+
+
+def test_new_code_that_does_not_start_is_told_and_the_old_serves_on(pool: System) -> None:
+    serving = pool.workers
+    pool.edit("workers = 2 ", "wrokers = 2 ")
+    refused = pool.operate("upgrade", expect=1)
+    pool.edit("wrokers = 2 ", "workers = 2 ")
+    assert "new_code_refused" in refused.err
+    assert "wrokers" in refused.err
+    assert pool.workers == serving
+    with pool.connect_operator() as client:
+        assert client.get("/version").status == 200
+
+
+def test_signals_while_the_process_is_replaced_end_nobody(pool: System) -> None:
+    """By default SIGHUP ends a process; between two incarnations nobody has said otherwise."""
+    instance = pool.api.get("/v1/gateway/process")["instance"]
+    assert pool.process is not None
+    pool.process.signal(signal.SIGUSR2)
+
+    def another() -> bool:
+        assert pool.process is not None
+        pool.process.signal(signal.SIGHUP)
+        return bool(instance_of(pool) not in {instance, ""})
+
+    wait_until(another, "the new process")
+    assert pool.process.process.poll() is None
+    wait_until(lambda: ready(pool), "workers")
+
+
+def instance_of(system: System) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", system.ports["health"], timeout=0.05)
+    try:
+        connection.request("GET", "/readyz")
+        if connection.getresponse().status != 200:
+            return ""
+    except OSError:
+        return ""
+    finally:
+        connection.close()
+    return str(system.api.get("/v1/gateway/process")["instance"])
+
+
 def counted_safely(system: System, name: str) -> float:
     try:
         return counted(system, name)
