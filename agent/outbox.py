@@ -152,11 +152,6 @@ class Outbox:
         """Bytes on disk."""
         return self._files.size
 
-    @property
-    def dropped(self) -> int:
-        """How many were dropped since the last gap that was noted."""
-        return self._dropped.total()
-
     def add(self, kind: RecordKind, body: Mapping[str, Any]) -> bool:
         """Note this, now. False when it had to be dropped. Raises `Fault(MESSAGE_MALFORMED | MESSAGE_TOO_LARGE)` for
         what is no record."""

@@ -80,11 +80,6 @@ class Splice(asyncio.BufferedProtocol):
         self._ended_here = self._ended_there = False
         self._over = False
 
-    @property
-    def is_over(self) -> bool:
-        """The stream was reset, or its tunnel is gone."""
-        return self._over
-
     def break_off(self, reason: Reason) -> None:
         """End both sides, now."""
         self.stream.reset(reason)

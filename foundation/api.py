@@ -29,7 +29,7 @@ from foundation.faults import Fault, problem, retry_after
 from foundation.fields import Fields
 from foundation.ports import ApiAuthorizer, Caller
 from foundation.reasons import Reason
-from foundation.tls import own_spki_sha256, peer_certificate
+from foundation.tls import own_spki_sha256
 
 JSON = "application/json"
 OCTETS = "application/octet-stream"
@@ -44,15 +44,13 @@ _log = logging.getLogger("sallyport.api")
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request to a route. `parameters` are the path's, decoded; `query` holds each name at most once; `address` is
-    the peer's IP address, empty on a Unix socket; `leaf` is the client certificate's DER whose key was proven;
-    `server_spki_sha256` tells the key that our side of this connection answered with."""
+    the peer's IP address, empty on a Unix socket; `server_spki_sha256` tells the key that our side of this connection
+    answered with."""
 
-    request_id: str
     parameters: Mapping[str, str]
     query: Mapping[str, str]
     body: bytes = field(repr=False)  # may hold a token
     address: str = ""
-    leaf: bytes = b""
     server_spki_sha256: bytes = b""
     known_caller: Caller | None = None
 
@@ -194,12 +192,10 @@ class _Serving:
     async def _read(self, request: web.Request, caller: Caller | None) -> Call:
         peer = request.transport.get_extra_info("peername") if request.transport else None
         return Call(
-            request_id=request[_REQUEST_ID],
             parameters=dict(request.match_info),
             query=_query(request, self.route.query),
             body=await self._body(request),
             address=str(peer[0]) if isinstance(peer, tuple) else "",
-            leaf=peer_certificate(request.transport) or b"",
             server_spki_sha256=own_spki_sha256(request.transport),
             known_caller=caller,
         )

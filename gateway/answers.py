@@ -85,10 +85,6 @@ class Answers(Collector):
             lasted.add_metric((route,), _buckets(counts), sum(count.seconds for count in counts))
         yield lasted
 
-    def totals(self) -> dict[Kind, int]:
-        """How many of each kind ended since the start."""
-        return {kind: sum(count.buckets) for kind, count in self._kinds.items()}
-
     def _first(self, route: str, reason: Reason, status: int) -> _Count:
         if len(self._known) >= 4 * MAX_KINDS:  # routes come and go with revisions; what was counted stays
             self._known.clear()

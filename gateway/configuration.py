@@ -93,10 +93,6 @@ class Configuration:
         """The section of one part; an empty one when it is missing."""
         return self.top.section(name, optional=True)
 
-    @property
-    def folder(self) -> Path:
-        return self.path.parent
-
 
 # `sallyport init` writes it.
 TEMPLATE = """\

@@ -20,14 +20,7 @@ from foundation.reasons import Reason
 from foundation.storage.connection import Connection
 from foundation.storage.statement import Statement
 from pki.books import Books, Part, Work
-from pki.entries import (
-    Attested,
-    Entry,
-    Expected,
-    check_attested,
-    check_ek,
-    posture_changes,
-)
+from pki.entries import Attested, Entry, Expected, posture_changes
 from pki.tables import identities
 
 MAX_PAGE = 1000
@@ -123,13 +116,6 @@ class Inventory:
         async with self._books.writing() as work:
             return tuple([await add_entry(work, item, actor, line) for line, item in enumerate(expected, 1)])
 
-    async def bind_ek(self, identity: SpiffeId, ek_sha256: bytes, actor: str) -> Entry:
-        """Announce the TPM of an identity that has none yet. Raises `Fault(EK_CHANGED | EK_TAKEN)`."""
-        async with self._books.writing() as work:
-            entry = await read_entry(work.connection, identity)
-            await bind_ek(work, entry, ek_sha256, actor)
-            return await read_entry(work.connection, identity)
-
     async def describe(self, identity: SpiffeId, description: Description, actor: str) -> Entry:
         """Change what an operator says of an identity: roles, tier, place, labels."""
         async with self._books.writing() as work:
@@ -138,15 +124,6 @@ class Inventory:
             if changes:
                 work.tell("identity.described", actor, identity, **changes)
                 await write(work, entry, FACT, **changes)
-            return await read_entry(work.connection, identity)
-
-    async def record_attestation(self, identity: SpiffeId, attested: Attested, actor: str) -> Entry:
-        """A passed attestation: moves the deadline, and is a change of facts only when class or verdict change. Raises
-        `Fault(INVENTORY_STATE | ATTESTATION_LATCHED | EK_CHANGED | EK_TAKEN | CLOCK_REGRESSED)`."""
-        async with self._books.writing() as work:
-            entry, holder = await read_claim(work.connection, identity, attested.ek_sha256)
-            check_attested(entry, holder, attested)
-            await write_attestation(work, entry, attested, actor)
             return await read_entry(work.connection, identity)
 
     async def latch_failure(self, identity: SpiffeId, reason: Reason, actor: str) -> Entry:
@@ -209,20 +186,10 @@ async def read_claim(connection: Connection, identity: SpiffeId, ek_sha256: byte
     return entry, next((one.id for one in entries if ek_sha256 and one.ek_sha256 == ek_sha256), None)
 
 
-async def bind_ek(work: Work, entry: Entry, ek_sha256: bytes, actor: str) -> None:
-    """Bind the TPM when none is bound. Raises `Fault(EK_CHANGED | EK_TAKEN)`."""
-    check_ek(entry, ek_sha256, await _holder(work.connection, ek_sha256))
-    if not entry.ek_sha256:
-        work.tell("identity.bound", actor, entry.id, ek_sha256=ek_sha256.hex())
-        await write(work, entry, (), ek_sha256=ek_sha256)
-
-
-async def write_attestation(work: Work, entry: Entry, attested: Attested, actor: str) -> None:
-    """Record a checked attestation."""
-    changed = posture_changes(entry, attested)
-    if changed:
-        work.tell("posture.changed", actor, entry.id, attestation=attested.attestation.value, verdict="passed")
-    await write(work, entry, POSTURE if changed else DEADLINE, **_attested_columns(attested))
+async def write_posture(work: Work, entry: Entry, attested: Attested, actor: str) -> None:
+    """Record a checked attestation that changes facts."""
+    work.tell("posture.changed", actor, entry.id, attestation=attested.attestation.value, verdict="passed")
+    await write(work, entry, POSTURE, **_attested_columns(attested))
 
 
 async def write_certified(

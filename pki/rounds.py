@@ -25,7 +25,7 @@ from foundation.storage.connection import Connection
 from foundation.storage.statement import Statement
 from pki.books import Books, Part, Work
 from pki.entries import Attested, Entry, posture_changes
-from pki.inventory import write_attestation
+from pki.inventory import write_posture
 from pki.tables import attestations, identities
 
 MAX_TOGETHER = 128
@@ -149,7 +149,7 @@ async def _write_facts(work: Work, entry: Entry, judged: Round, attested: Attest
     now, out = await _read(work.connection, entry.id)
     if now.record.epoch != entry.record.epoch or out.nonce != judged.nonce:
         return False
-    await write_attestation(work, entry, attested, actor)
+    await write_posture(work, entry, attested, actor)
     return True
 
 

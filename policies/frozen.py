@@ -47,16 +47,6 @@ def kept_part(document: Mapping[str, Any], reads: Iterable[Path]) -> Mapping[str
     return _pick(document, _tree(reads))
 
 
-def covers(kept: Reads, reads: Reads) -> bool:
-    """Whether what was kept of a question for a policy that reads `kept` is all that one which reads `reads` can see
-    of it. A masked leaf is not: of it only equality is known."""
-    hidden = masked_paths()
-    return all(
-        any(path[: len(whole)] == whole for whole in kept) and not any(_overlap(path, mask) for mask in hidden)
-        for path in reads
-    )
-
-
 def is_masked(kept: Mapping[str, Any]) -> bool:
     """Whether anything in what was kept of a question is a hash of what policy read."""
     return any(_found(kept, path) for path in masked_paths())

@@ -13,15 +13,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
-    NoEncryption,
-    PrivateFormat,
     PublicFormat,
     load_pem_private_key,
     load_pem_public_key,
 )
 
 from foundation.faults import Fault
-from foundation.files import read_secret, write_secret
+from foundation.files import read_secret
 from foundation.reasons import Reason
 
 SigningKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
@@ -29,16 +27,6 @@ VerifyingKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 MANIFEST_PURPOSE = b"sallyport revision manifest 1\0"
 _MAX_KEY_BYTES = 8192
 _ECDSA = ec.ECDSA(hashes.SHA256())
-
-
-def new_signing_key() -> SigningKey:
-    """A fresh key on P-256."""
-    return ec.generate_private_key(ec.SECP256R1())
-
-
-def store_signing_key(path: Path, key: SigningKey) -> None:
-    """Write `key` to a new file, mode 0600. Raises `FileExistsError` when there is one, and `OSError`."""
-    write_secret(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), replace=False)
 
 
 def load_signing_key(path: Path) -> SigningKey:

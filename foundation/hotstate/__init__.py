@@ -1,4 +1,4 @@
-"""State that refuses when it is absent: nonces, sessions, presence, rate counters. Losing it never widens trust."""
+"""State that refuses when it is absent: nonces, sessions, presence. Losing it never widens trust."""
 
 from __future__ import annotations
 

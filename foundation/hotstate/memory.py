@@ -14,12 +14,11 @@ from foundation.hotstate.settings import HotStateSettings
 from foundation.reasons import Reason
 
 _OVERHEAD = 256  # what an entry takes beyond key and value, about
-_COUNTER = 32
 
 
 @dataclass(slots=True)
 class _Entry:
-    value: bytes | int
+    value: bytes
     ends: float
     cost: int
 
@@ -44,7 +43,7 @@ class MemoryHotState:
         check_ttl(ttl)
         if self._find(key) is not None:
             return False
-        self._add(key, value, ttl, len(value))
+        self._add(key, value, ttl)
         return True
 
     async def get(self, key: str) -> bytes | None:
@@ -70,14 +69,6 @@ class MemoryHotState:
     async def delete(self, key: str) -> None:
         self._remove(key)
 
-    async def increment(self, key: str, ttl: float) -> int:
-        check_ttl(ttl)
-        entry = self._find(key) or self._add(key, 0, ttl, _COUNTER)
-        if not isinstance(entry.value, int):
-            raise Fault(Reason.INTERNAL, "this key holds a value, not a counter")
-        entry.value += 1
-        return entry.value
-
     async def close(self) -> None:
         self._entries.clear()
         self._ends.clear()
@@ -92,7 +83,7 @@ class MemoryHotState:
             return True
         self._check_room(swap.key, len(swap.after), entry)
         self._remove(swap.key)
-        self._add(swap.key, swap.after, ttl, len(swap.after))
+        self._add(swap.key, swap.after, ttl)
         return True
 
     def _find(self, key: str) -> _Entry | None:
@@ -100,13 +91,12 @@ class MemoryHotState:
         self._sweep()
         return self._entries.get(key)
 
-    def _add(self, key: str, value: bytes | int, ttl: float, size: int) -> _Entry:
-        cost = self._check_room(key, size)
+    def _add(self, key: str, value: bytes, ttl: float) -> None:
+        cost = self._check_room(key, len(value))
         entry = _Entry(value, self._clock.monotonic() + ttl, cost)
         self._entries[key] = entry
         self._bytes += cost
         heapq.heappush(self._ends, (entry.ends, key))
-        return entry
 
     def _check_room(self, key: str, size: int, instead: _Entry | None = None) -> int:
         """What an entry costs, when there is room for it once `instead` is gone."""
@@ -136,8 +126,4 @@ class MemoryHotState:
 
 
 def _value(entry: _Entry | None) -> bytes | None:
-    if entry is None:
-        return None
-    if not isinstance(entry.value, bytes):
-        raise Fault(Reason.INTERNAL, "this key holds a counter, not a value")
-    return entry.value
+    return None if entry is None else entry.value

@@ -62,12 +62,6 @@ class HotState(Protocol):
         """Remove the entry if there is one."""
         ...
 
-    async def increment(self, key: str, ttl: float) -> int:
-        """Count one more and return the count, which begins at 1. The first of them sets when the counter ends; later
-        ones do not move that. A counter's key holds no other value: `Fault(INTERNAL)`. Raises `Fault(OVERLOADED)` when
-        there is no room for another counter."""
-        ...
-
     async def close(self) -> None:
         """Release what the backend holds."""
         ...

@@ -86,14 +86,6 @@ class RedisHotState:
     async def delete(self, key: str) -> None:
         await self._run(bool, scripts.DELETE, (key,))
 
-    async def increment(self, key: str, ttl: float) -> int:
-        try:
-            return await self._run(int, scripts.INCREMENT, (key,), _milliseconds(ttl))
-        except Fault as fault:
-            if fault.reason is not Reason.OVERLOADED:
-                raise
-            return await self._run(int, scripts.INCREMENT_WHEN_FULL, (key,))
-
     async def close(self) -> None:
         await self._pool.disconnect()
 
@@ -163,8 +155,6 @@ class RedisHotState:
     # --- what went wrong ------------------------------------------------------------------------------------
 
     def _judge(self, error: ResponseError) -> Fault:
-        if str(error).startswith(scripts.COUNTER):
-            return Fault(Reason.INTERNAL, "this key holds a counter where a value is expected, or the other way round")
         if isinstance(error, OutOfMemoryError):
             return Fault(Reason.OVERLOADED, "hot state is full")
         return self._absent(error)
@@ -261,9 +251,7 @@ def _check_server(told: dict[str, str]) -> None:
 
 def _is_expected(error: BaseException) -> bool:
     """Whether the connection is as good as before."""
-    return isinstance(error, OutOfMemoryError) or (
-        isinstance(error, ResponseError) and str(error).startswith(scripts.COUNTER)
-    )
+    return isinstance(error, OutOfMemoryError)
 
 
 def _text(found: Any) -> str:

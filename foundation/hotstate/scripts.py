@@ -1,5 +1,5 @@
 """What runs inside Redis, in Lua: a script is atomic. `KEYS[1]` names the generation and `ARGV[1]` is the one that is
-believed; values begin with a mark, which tells them from counters and from nothing.
+believed; values begin with a mark, which tells them from nothing.
 https://redis.io/docs/latest/develop/interact/programmability/eval-intro/
 """
 
@@ -7,14 +7,8 @@ from __future__ import annotations
 
 MARK = b"="
 ANOTHER = "GENERATION"  # what a script answers when its entries are not those that it was sent for
-COUNTER = "COUNTER"  # a counter was found where a value is expected
 _CHECKED = f"""
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('{ANOTHER} is another') end
-local function value(key)
-  local held = redis.call('GET', key)
-  if held and string.sub(held, 1, 1) ~= '=' then error({{err = '{COUNTER} found'}}) end
-  return held
-end
 """
 # ARGV: the server's run ID, and what the generation becomes when there is none of this run.
 LEARN = """
@@ -28,7 +22,7 @@ PUT_ONCE = f"""{_CHECKED}
 return redis.call('SET', KEYS[2], ARGV[2], 'NX', 'PX', ARGV[3]) and 1 or 0
 """
 TAKE = f"""{_CHECKED}
-local held = value(KEYS[2])
+local held = redis.call('GET', KEYS[2])
 redis.call('DEL', KEYS[2])
 return held
 """
@@ -37,7 +31,7 @@ return redis.call('DEL', KEYS[2])
 """
 GET_MANY = f"""{_CHECKED}
 local found = {{}}
-for i = 2, #KEYS do found[i - 1] = value(KEYS[i]) end
+for i = 2, #KEYS do found[i - 1] = redis.call('GET', KEYS[i]) end
 return found
 """
 # ARGV: milliseconds, and for each key what is expected and what is to be; empty is no entry.
@@ -45,7 +39,7 @@ SWAP = f"""{_CHECKED}
 local done = {{}}
 for i = 2, #KEYS do
   local key, before, after = KEYS[i], ARGV[2 * i - 1], ARGV[2 * i]
-  if (value(key) or '') ~= before then
+  if (redis.call('GET', key) or '') ~= before then
     done[i - 1] = 0
   else
     if after == '' then redis.call('DEL', key)
@@ -55,17 +49,4 @@ for i = 2, #KEYS do
   end
 end
 return done
-"""
-INCREMENT = f"""{_CHECKED}
-local held = redis.call('GET', KEYS[2])
-if held and string.sub(held, 1, 1) == '=' then return redis.error_reply('{COUNTER} expected') end
-local count = redis.call('INCR', KEYS[2])
-if count == 1 then redis.call('PEXPIRE', KEYS[2], ARGV[2]) end
-return count
-"""
-# When memory is full: counting on takes none. The first line is for Redis, which must find it first.
-INCREMENT_WHEN_FULL = f"""#!lua flags=allow-oom
-{_CHECKED}
-if redis.call('EXISTS', KEYS[2]) == 0 then return redis.error_reply('OOM no room for a counter') end
-return redis.call('INCR', KEYS[2])
 """

@@ -320,7 +320,7 @@ def stream_route(table: RouteTable, wanted: StreamRequest) -> Route:
 
 def by_name_alone(target: SpiffeId) -> Peer:
     """A target whose tunnel ends elsewhere: there its certificate is known, and looked at."""
-    return Peer(target, "", 0.0, FOREVER, b"", b"")
+    return Peer(target, "", 0.0, FOREVER, b"")
 
 
 def node(trust_domain: str, name: str) -> SpiffeId:

@@ -58,10 +58,6 @@ class AssertionKey:
         self._header = _base64url(_json({"alg": "ES256", "kid": self.kid, "typ": "JWT"})) + "."
 
     @classmethod
-    def generate(cls) -> AssertionKey:
-        return cls(ec.generate_private_key(ec.SECP256R1()))
-
-    @classmethod
     def read(cls, path: Path) -> AssertionKey:
         """Raises `Fault(FILE_UNREADABLE | FILE_MODE_UNSAFE)`."""
         try:

@@ -6,11 +6,9 @@ Whatever else the client sent along (a longer chain, a victim's certificate as f
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from foundation.faults import Fault
@@ -24,14 +22,13 @@ MAX_CERTIFICATE_BYTES = 16 << 10
 @dataclass(frozen=True, slots=True, eq=False)
 class Peer:
     """A proven client, one connection's: each is equal to itself alone. `serial` is lower-case hex; times are seconds
-    since the Unix epoch; `spki_sha256` is over the DER SubjectPublicKeyInfo; `certificate` is DER; `issuer` is the
-    identifier of the issuing CA's key (RFC 5280 §4.2.1.1) in lower-case hex."""
+    since the Unix epoch; `certificate` is DER; `issuer` is the identifier of the issuing CA's key (RFC 5280 §4.2.1.1)
+    in lower-case hex."""
 
     id: SpiffeId
     serial: str
     not_before: float
     not_after: float
-    spki_sha256: bytes
     certificate: bytes
     issuer: str = ""
 
@@ -67,7 +64,6 @@ def identify(certificate: bytes | None, trust_domain: str) -> Peer:
     try:
         leaf = x509.load_der_x509_certificate(certificate)
         extensions = leaf.extensions
-        key = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     except (ValueError, TypeError, x509.DuplicateExtension) as error:
         raise _invalid("the certificate does not parse") from error
     _check_leaf(extensions)  # 2
@@ -77,7 +73,6 @@ def identify(certificate: bytes | None, trust_domain: str) -> Peer:
         serial=format(leaf.serial_number, "x"),
         not_before=leaf.not_valid_before_utc.timestamp(),
         not_after=leaf.not_valid_after_utc.timestamp(),
-        spki_sha256=hashlib.sha256(key).digest(),
         certificate=certificate,
         issuer=issuer_key(extensions),
     )

@@ -76,10 +76,6 @@ class CutTimes(Collector):
             family.add_metric((cause.code,), cumulative, self._seconds[cause])
         yield family
 
-    def counts(self) -> dict[str, int]:
-        """How many streams were cut since the start, by reason."""
-        return {cause.code: sum(buckets) for cause, buckets in self._buckets.items()}
-
     def note(self) -> str:
         """What is wrong, empty when nothing is."""
         since = self._clock.monotonic() - self._settings.alarm_window

@@ -4,7 +4,7 @@ Source: TCG PC Client Platform Firmware Profile (PFP) v1.06 §10; all integers l
 
 Laws held here:
 - the log is a claim. Only digests count, for only they are what the PCRs were extended with;
-- an event's type and data are not authenticated. `Event.data_is_measured` tells where the data hashes to the digest;
+- an event's type and data are not authenticated;
 - nothing is decided by an event's type but what is not extended (EV_NO_ACTION), which the replay then bears out.
 """
 
@@ -46,11 +46,6 @@ class Event:
 
     def digest(self, bank: str) -> bytes:
         return self.digests[BANKS[bank].number]
-
-    def data_is_measured(self, bank: str) -> bool:
-        """Whether the data is what was measured: its hash is the digest. So it is for separators, versions, UEFI
-        variables, actions and tables (PFP §10.4.1), and only then may the data be believed."""
-        return self.extends and hashlib.new(bank, self.data).digest() == self.digest(bank)
 
 
 @dataclass(frozen=True, slots=True)

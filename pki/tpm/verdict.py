@@ -85,10 +85,6 @@ class TpmIdentity:
     version: str
     keys: EnrolledKeys
 
-    @property
-    def tls_spki(self) -> bytes:
-        return self.keys.tls_spki
-
 
 @dataclass(frozen=True, slots=True)
 class Expected:

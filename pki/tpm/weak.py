@@ -3,7 +3,6 @@
 - ROCA (CVE-2017-15361): primes of the form k·M + 65537^a mod M leave a fingerprint in the modulus;
 - small or even public exponents;
 - small factors, and primes so close that Fermat's method finds them (Heninger et al. 2012; Boeck 2023);
-- a factor shared with a modulus seen before, by `shares_factor`;
 - Debian's OpenSSL of 2006-2008 (CVE-2008-0166) is known only by lists of its keys. They are other people's data and not
   shipped: `Blocklist.parse` reads lists in the published openssl-blacklist format, given by the operator. Without one,
   such keys pass; a TPM's keys are not made by OpenSSL, so only a key outside a TPM can be one.
@@ -16,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -97,11 +95,6 @@ def has_close_primes(modulus: int, steps: int = FERMAT_STEPS) -> bool:
         square += 2 * a + 1  # (a + 1)² - n
         a += 1
     return False
-
-
-def shares_factor(modulus: int, others: Iterable[int]) -> bool:
-    """Whether `modulus` and one of the different moduli `others` have a prime in common: both are broken then."""
-    return any(other != modulus and math.gcd(modulus, other) != 1 for other in others)
 
 
 def _primes(limit: int) -> list[int]:

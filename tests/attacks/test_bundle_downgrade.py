@@ -21,10 +21,10 @@ from policies.archive import pack, unpack
 from policies.lifecycle.revision import build, verify
 from policies.settings import CompileSettings, PolicySettings
 from policies.signed import MANIFEST
-from policies.signing import new_signing_key
 from tests.fakes.clock import ManualClock
 from tests.support.bundles import GRANTS, FakeAuthority, Keeping
 from tests.support.policy import MINIMAL, workspace
+from tests.support.signing import new_signing_key
 
 KEY = new_signing_key()
 PUBLIC = KEY.public_key()

@@ -39,7 +39,7 @@ class Flipping(FakeEngine):
 
 async def test_a_revision_that_flips_during_the_decision_is_the_one_that_decides(tmp_path: Path) -> None:
     plane = DataPlane(tmp_path, (route(Address("127.0.0.1", 1)),))
-    peer = Peer(spiffe(), "aa", 0.0, plane.clock.now() + 1000, b"", b"")
+    peer = Peer(spiffe(), "aa", 0.0, plane.clock.now() + 1000, b"")
     for _ in range(FLIPS):
         plane.publish(engine=Flipping(plane))
         exchange = Exchange(peer, lambda reason: None)
@@ -52,7 +52,7 @@ async def test_a_revision_that_flips_during_the_decision_is_the_one_that_decides
 async def test_a_revision_that_flips_while_a_thread_evaluates_is_the_one_that_decides(tmp_path: Path) -> None:
     """A policy that takes long is asked in a thread: the loop, and with it every change, goes on meanwhile."""
     plane = DataPlane(tmp_path, (route(Address("127.0.0.1", 1)),))
-    peer = Peer(spiffe(), "aa", 0.0, plane.clock.now() + 1000, b"", b"")
+    peer = Peer(spiffe(), "aa", 0.0, plane.clock.now() + 1000, b"")
     permitting, limits = compiled('decision := {"allow": true, "reasons": ["granted"]}'), SlowSettings(budget=0.0)
     slow = replace(PATIENT, slow=limits)
     engine = PacedEngine(WasmEngine(permitting, slow), slow)

@@ -63,12 +63,6 @@ def test_good_events_are_good_whatever_they_are_called() -> None:
     assert judge(GOOD, event_log(renamed, ("sha256",))).explained == frozenset(range(8))
 
 
-def test_data_is_believed_only_where_it_was_measured() -> None:
-    lie = replace(GOOD[2], data=b"SecureBoot=1, honestly")
-    events = EventLog.parse(event_log((GOOD[2], lie), ("sha256",)), "log").events
-    assert [event.data_is_measured("sha256") for event in events] == [True, False]
-
-
 def test_appended_events_are_refused() -> None:
     refused(GOOD, event_log((*GOOD, GOOD[0]), ("sha256",)), Reason.EVENT_LOG_MISMATCH)
 

@@ -1,8 +1,9 @@
 """attacks.md, "failure forgotten" (keylime's class): an attestation fails, the node falls silent, then shows a good
-quote. It stays failed until an operator clears it, on every way to a certificate, and across a restart."""
+quote. It stays failed until an operator clears it, on every way back to trust, and across a restart."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,19 +12,26 @@ from foundation.faults import Fault
 from foundation.identity import PostureChanged, Verdict
 from foundation.reasons import Reason
 from foundation.wire.enrolment import Token
+from foundation.wire.reattestation import Push
 from pki.feed import Feed
 from pki.inventory import Description
-from tests.support.site import ACTOR, Site, attested, open_site
+from tests.support.attesting import AttestingNode, attesting_node
+from tests.support.installation import installation
+from tests.support.site import ACTOR
 
 
-async def _refused(site: Site, name: str, **more: object) -> Reason:
-    with pytest.raises(Fault) as caught:
-        await site.issue(site.node(name), **more)
-    return caught.value.reason
+@pytest.fixture(name="node")
+async def _node(tmp_path: Path) -> AsyncIterator[AttestingNode]:
+    """A node whose quotes are good from first to last."""
+    async with installation(tmp_path / "site") as site:
+        node = await attesting_node(site)
+        await node.ask()
+        await node.push()
+        yield node
 
 
 async def _told(feed: Feed) -> Verdict:
-    """The verdict that a gateway learns when it begins anew."""
+    """The verdict on the node that a gateway learns when it begins anew."""
     async with feed.follow(None) as changes:
         async for change in changes:
             if isinstance(change, PostureChanged):
@@ -31,59 +39,65 @@ async def _told(feed: Feed) -> Verdict:
     raise AssertionError
 
 
-async def _still_failed(site: Site, name: str) -> None:
-    node = site.node(name)
-    assert await _refused(site, name) is Reason.ATTESTATION_LATCHED
-    with pytest.raises(Fault) as caught:
-        await site.authority.inventory.record_attestation(node, attested(site.clock, name), ACTOR)
-    assert caught.value.reason is Reason.ATTESTATION_LATCHED
-    entry = await site.authority.inventory.get(node)
+async def _still_failed(node: AttestingNode) -> None:
+    """By none of what a node can do: ask for a nonce, push a good quote, enrol, renew."""
+    node.tick()
+    newest = (await node.site.authority.inventory.get(node.caller.id)).current_serial
+    for way in (node.ask(), node.push(), node.renew(), node.renew(renews=newest)):
+        with pytest.raises(Fault) as caught:
+            await way
+        assert caught.value.reason is Reason.ATTESTATION_LATCHED
+    entry = await node.site.authority.inventory.get(node.caller.id)
     assert (entry.posture.verdict, entry.attested_until) == (Verdict.FAILED, 0.0)
-    assert await _told(site.authority.feed) is Verdict.FAILED
+    assert await _told(node.site.authority.feed) is Verdict.FAILED
 
 
-async def test_a_good_quote_does_not_undo_a_failure(tmp_path: Path) -> None:
-    async with open_site(tmp_path) as site:
-        node = await site.expect()
-        await site.issue(node)
-        await site.authority.inventory.latch_failure(node, Reason.REFERENCE_MISMATCH, ACTOR)
-        site.clock.advance(30 * 86400)
-        await _still_failed(site, node.name)
-        await site.authority.inventory.describe(node, Description(site="elsewhere"), ACTOR)
-        await site.authority.inventory.quarantine(node, ACTOR)
-        await site.authority.inventory.release(node, ACTOR)
-        await _still_failed(site, node.name)
+async def test_a_good_quote_does_not_undo_a_failure(node: AttestingNode) -> None:
+    identity, inventory = node.caller.id, node.site.authority.inventory
+    await inventory.latch_failure(identity, Reason.REFERENCE_MISMATCH, ACTOR)
+    node.tick(30 * 86400)
+    await _still_failed(node)
+    await inventory.describe(identity, Description(site="elsewhere"), ACTOR)
+    await inventory.quarantine(identity, ACTOR)
+    await inventory.release(identity, ACTOR)
+    await _still_failed(node)
 
 
-async def test_it_survives_a_restart(tmp_path: Path) -> None:
-    async with open_site(tmp_path) as site:
-        node = await site.expect()
-        await site.issue(node)
-        await site.authority.inventory.latch_failure(node, Reason.QUOTE_DIGEST, ACTOR)
-    async with open_site(tmp_path) as site:
-        await _still_failed(site, node.name)
-        await site.authority.inventory.clear_failure(node, ACTOR)
-        await site.issue(node)
-        assert await _told(site.authority.feed) is Verdict.PASSED
+async def test_it_survives_a_restart(node: AttestingNode) -> None:
+    await node.site.authority.inventory.latch_failure(node.caller.id, Reason.QUOTE_DIGEST, ACTOR)
+    async with installation(node.site.folder) as again:
+        node.site = again
+        await _still_failed(node)
+        await again.authority.inventory.clear_failure(node.caller.id, ACTOR)
+        await node.renew()
+        await node.ask()
+        await node.push()
+        assert await _told(again.authority.feed) is Verdict.PASSED
 
 
-async def test_a_token_does_not_undo_it(tmp_path: Path) -> None:
-    async with open_site(tmp_path) as site:
-        node = await site.expect()
-        token: Token = await site.authority.tokens.mint(node, 600, ACTOR)
-        use = await site.authority.tokens.check(token)
-        use = await site.authority.tokens.bind(use, attested(site.clock, node.name).ek_sha256)
-        await site.authority.inventory.latch_failure(node, Reason.QUOTE_DIGEST, ACTOR)
-        assert await _refused(site, node.name, token=use) is Reason.ATTESTATION_LATCHED
-        with pytest.raises(Fault):
-            await site.authority.tokens.mint(node, 600, ACTOR)
+async def test_a_token_does_not_undo_it(node: AttestingNode) -> None:
+    authority, identity = node.site.authority, node.caller.id
+    token: Token = await authority.tokens.mint(identity, 600, ACTOR)
+    use = await authority.tokens.check(token)
+    use = await authority.tokens.bind(use, (await authority.inventory.get(identity)).ek_sha256)
+    await authority.inventory.latch_failure(identity, Reason.QUOTE_DIGEST, ACTOR)
+    with pytest.raises(Fault) as caught:
+        await node.renew(token=use)
+    assert caught.value.reason is Reason.ATTESTATION_LATCHED
+    with pytest.raises(Fault):
+        await authority.tokens.mint(identity, 600, ACTOR)
 
 
-async def test_revoking_and_admitting_does_not_undo_it(tmp_path: Path) -> None:
-    async with open_site(tmp_path) as site:
-        node = await site.expect()
-        await site.issue(node)
-        await site.authority.inventory.latch_failure(node, Reason.CLONE_SUSPECTED, ACTOR)
-        await site.authority.revocations.retire(node, ACTOR)
-        await site.authority.revocations.admit(node, ACTOR)
-        await _still_failed(site, node.name)
+async def test_revoking_and_admitting_does_not_undo_it(node: AttestingNode) -> None:
+    authority, identity = node.site.authority, node.caller.id
+    await authority.inventory.latch_failure(identity, Reason.CLONE_SUSPECTED, ACTOR)
+    await authority.revocations.retire(identity, ACTOR)
+    with pytest.raises(Fault):
+        await node.send(Push())
+    await authority.revocations.admit(identity, ACTOR)
+    with pytest.raises(Fault) as caught:
+        await node.renew()
+    assert caught.value.reason is Reason.ATTESTATION_LATCHED
+    entry = await authority.inventory.get(identity)
+    assert (entry.posture.verdict, entry.attested_until) == (Verdict.FAILED, 0.0)
+    assert await _told(authority.feed) is Verdict.FAILED

@@ -28,7 +28,7 @@ from pki.inventory import Description
 from pki.revocation_reason import RevocationReason
 from tests.support.feeds import elsewhere, here, until_heartbeat
 from tests.support.installation import Installation, installation
-from tests.support.site import ACTOR, attested
+from tests.support.site import ACTOR, attest_again, attested
 
 WHY = RevocationReason.KEY_COMPROMISE
 
@@ -66,7 +66,7 @@ def records(changes: list[Change]) -> dict[str, State]:
 async def test_who_knows_nothing_gets_the_whole_state(site: Installation, feed: ChangeFeed) -> None:
     node, other = await expect(site, "a"), await expect(site, "b")
     passed = attested(site.clock, "a")
-    await site.authority.inventory.record_attestation(node, passed, ACTOR)
+    await attest_again(site.authority, node, passed)
     (revoked,) = await site.authority.revocations.revoke_identity(other, WHY, ACTOR)
     await site.authority.publish_policy(3, bytes(range(256)) * 2000, ACTOR)
     changes = await catch_up(feed)

@@ -130,15 +130,6 @@ async def test_a_new_life_does_not_end_with_the_old(backend: Harness) -> None:
     assert await backend.state.get("k") == b"two"
 
 
-async def test_a_counter_counts_each_once_and_ends_by_its_first(backend: Harness) -> None:
-    counts = await asyncio.gather(*(backend.state.increment("c", 10) for _ in range(20)))
-    assert sorted(counts) == list(range(1, 21))
-    await backend.advance(6)
-    assert await backend.state.increment("c", 10) == 21
-    await backend.advance(6)
-    assert await backend.state.increment("c", 10) == 1
-
-
 async def test_full_refuses_what_is_new_and_keeps_what_is_old(backend: Harness) -> None:
     async def fill() -> None:
         for n in range(10_000):
@@ -152,24 +143,11 @@ async def test_full_refuses_what_is_new_and_keeps_what_is_old(backend: Harness) 
     assert await backend.state.put_once("new", b"", 10)
 
 
-async def test_full_of_entries_refuses_counters_too(backend: Harness) -> None:
-    async def fill() -> None:
-        for n in range(10_000):
-            await backend.state.increment(f"c{n}", 10)
-
-    assert await backend.state.increment("c0", 10) == 1
-    with pytest.raises(Fault) as caught:
-        await fill()
-    assert caught.value.reason is Reason.OVERLOADED
-    assert await backend.state.increment("c0", 10) == 3
-
-
 async def test_oversized_keys_and_values_are_refused(backend: Harness) -> None:
     for call in (
         backend.state.put_once("k" * (MAX_KEY + 1), b"", 10),
         backend.state.put_once("k", bytes(MAX_VALUE_BYTES + 1), 10),
         backend.state.get("k" * (MAX_KEY + 1)),
-        backend.state.increment("k" * (MAX_KEY + 1), 10),
     ):
         with pytest.raises(Fault) as caught:
             await call
@@ -246,28 +224,10 @@ async def test_a_batch_is_bounded(backend: Harness) -> None:
     assert await backend.state.get("first") is None
 
 
-async def test_a_counter_is_no_value_and_a_value_no_counter(backend: Harness) -> None:
-    await backend.state.increment("c", 10)
-    await backend.state.put_once("v", b"7", 10)
-    for call in (
-        backend.state.get("c"),
-        backend.state.take("c"),
-        backend.state.get_many(["c"]),
-        backend.state.swap([Swap("c", None, b"")], 10),
-        backend.state.increment("v", 10),
-    ):
-        with pytest.raises(Fault) as caught:
-            await call
-        assert caught.value.reason is Reason.INTERNAL
-    assert await backend.state.increment("c", 10) == 2
-    assert await backend.state.get("v") == b"7"
-
-
 @pytest.mark.parametrize("ttl", [0, -1, float("nan"), float("inf")])
 async def test_a_ttl_is_a_time(backend: Harness, ttl: float) -> None:
     for call in (
         backend.state.put_once("k", b"", ttl),
-        backend.state.increment("k", ttl),
         backend.state.swap([Swap("k", None, b"")], ttl),
     ):
         with pytest.raises(ValueError, match="ttl"):

@@ -11,8 +11,8 @@ from policies.archive import pack, unpack
 from policies.lifecycle.revision import verify
 from policies.lifecycle.strict_yaml import parse_yaml
 from policies.lifecycle.workspace import default_policy, load_workspace
-from policies.signing import new_signing_key
 from tests.support.policy import MINIMAL, STARTER
+from tests.support.signing import new_signing_key
 
 _DEFAULT = default_policy()
 _KEY = new_signing_key().public_key()

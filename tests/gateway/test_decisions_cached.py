@@ -110,7 +110,7 @@ class Both:
         cache = DecisionCache(CacheSettings(entries=16))
         self._engines = [(CachedEngine(engine, policy, cache), engine) for policy, engine in policies]
         self._records = {name: node(name, roles=("agent",)) for name in NAMES}
-        self._peers = {name: Peer(self._records[name].id, name, 0.0, BEGIN + 3000, b"", b"") for name in NAMES}
+        self._peers = {name: Peer(self._records[name].id, name, 0.0, BEGIN + 3000, b"") for name in NAMES}
         self._revision = 0
         self.take("revise", 0)
         for name in NAMES:

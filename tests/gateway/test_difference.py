@@ -133,7 +133,7 @@ class Site:
         self.store.apply(IdentityChanged(number, IdentityRecord(identity, State.ACTIVE, 1, roles, **where)))
         posture = Posture(AttestationClass.VIRTUAL, Verdict.PASSED)
         self.store.apply(PostureChanged(number, identity, posture, self.clock.now() + 1e6))
-        return Peer(identity, f"{number:x}", 0.0, self.clock.now() + 1e6, b"", b"")
+        return Peer(identity, f"{number:x}", 0.0, self.clock.now() + 1e6, b"")
 
     def enforce(self, found: Workspace, revision: int) -> None:
         put_data(self.engine, found.data)
@@ -220,7 +220,7 @@ def opened(route: Route, upstream: Address | None = HERE) -> Exchange:
     store.apply(IdentityChanged(1, record()))
     store.publish_policy(PolicyPart(1, "", FakeEngine(lambda query: ALLOW, cached=True), RouteTable((route,))))
     decider = Decider(store, clock, StalenessSettings(), Obligations(clock), DecisionIds(clock))
-    exchange = Exchange(Peer(spiffe(), "aa", 0.0, FOREVER, b"", b""), lambda reason: None)
+    exchange = Exchange(Peer(spiffe(), "aa", 0.0, FOREVER, b""), lambda reason: None)
     assert decider.decide_now(exchange.peer, request("GET", "a", "b"), route, exchange) is not None
     if upstream is not None:
         exchange.upstream = Destination(upstream, None)

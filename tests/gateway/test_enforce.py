@@ -13,8 +13,9 @@ from foundation.reasons import Reason
 from gateway.enforce import Enforcer, Floor, read_floor, try_out
 from policies.lifecycle.revision import build
 from policies.settings import CompileSettings, PolicySettings
-from policies.signing import SigningKey, new_signing_key
+from policies.signing import SigningKey
 from tests.support.policy import workspace
+from tests.support.signing import new_signing_key
 
 KEY = new_signing_key()
 SETTINGS = PolicySettings()

@@ -20,8 +20,8 @@ from gateway.shelf import RevisionShelf
 from gateway.snapshot import SnapshotStore
 from policies.lifecycle.revision import build
 from policies.settings import CompileSettings, PolicySettings
-from policies.signing import new_signing_key
 from tests.support.policy import workspace
+from tests.support.signing import new_signing_key
 from tests.support.workspaces import query
 
 KEY = new_signing_key()

@@ -18,7 +18,7 @@ from tests.fakes.trust import HARDWARE, record, request, spiffe
 from tests.support.gateway import Recorded
 
 NUMBERS = SnapshotNumbers(1, 0, 0, 0)
-PEER = Peer(spiffe(), "aa", 1.0, 2.0, b"", b"")
+PEER = Peer(spiffe(), "aa", 1.0, 2.0, b"")
 
 
 def permit(*obligations: Obligation) -> Permit:

@@ -20,9 +20,9 @@ from policies.lifecycle.revision import build
 from policies.model import FOREVER, Answer, Decision, FrozenInput, judge
 from policies.settings import CompileSettings, PolicySettings
 from policies.shadow import parse_sample
-from policies.signing import new_signing_key
 from tests.fakes.audit import MemoryAuditLog
 from tests.support.policy import workspace
+from tests.support.signing import new_signing_key
 from tests.support.workspaces import query
 
 KEY = new_signing_key()

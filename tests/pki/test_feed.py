@@ -33,7 +33,7 @@ from pki.inventory import Description
 from pki.revocation import LIFTED_SERIAL
 from pki.revocation_reason import RevocationReason
 from tests.fakes.audit import MemoryAuditLog
-from tests.support.site import ACTOR, Site, attested, open_site
+from tests.support.site import ACTOR, Site, attest_again, attested, open_site
 
 WHY = RevocationReason.KEY_COMPROMISE
 
@@ -95,11 +95,11 @@ async def test_commits_are_told_as_they_happen(site: Site) -> None:
 
 async def test_a_moved_deadline_is_told_under_the_old_number(site: Site) -> None:
     node = await site.expect()
-    await site.authority.inventory.record_attestation(node, attested(site.clock, node.name), ACTOR)
+    await attest_again(site.authority, node, attested(site.clock, node.name))
     async with site.authority.feed.follow(None) as changes:
         await until_heartbeat(changes)
         number = (await site.authority.feed.numbers()).postures
-        await site.authority.inventory.record_attestation(node, attested(site.clock, node.name), ACTOR)
+        await attest_again(site.authority, node, attested(site.clock, node.name))
         moved = await anext(changes)
         assert isinstance(moved, PostureChanged)
         assert (moved.number, moved.posture.verdict) == (number, Verdict.PASSED)
@@ -254,7 +254,7 @@ async def test_a_renewal_by_the_ak_on_record_is_told_and_nothing_else_is_one(sit
     site.clock.advance(10)
     second = await site.issue(node, renews=first.serial)
     assert await told() == Renewal(first.serial, second.serial, second.not_after)
-    await site.authority.inventory.record_attestation(node, attested(site.clock, "a"), ACTOR)
+    await attest_again(site.authority, node, attested(site.clock, "a"))
     assert await told() == Renewal(first.serial, second.serial, second.not_after)  # it stands until the next
     await site.issue(node)  # enrolled anew
     assert await told() is None

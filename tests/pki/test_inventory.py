@@ -15,7 +15,7 @@ from foundation.identity import AttestationClass, State, Verdict
 from foundation.reasons import Reason
 from pki.entries import Attested, Counters, Expected, check_counters
 from pki.inventory import Description, Filter
-from tests.support.site import ACTOR, TRUST_DOMAIN, Site, attested
+from tests.support.site import ACTOR, TRUST_DOMAIN, Site, attest_again, attested
 
 pytestmark = pytest.mark.every_storage
 EK = b"e" * 32
@@ -96,11 +96,13 @@ def test_what_an_import_may_say() -> None:
 
 async def test_a_tpm_is_bound_once_and_for_all(site: Site) -> None:
     node, other = await site.expect("a"), await site.expect("b")
-    assert (await site.authority.inventory.bind_ek(node, EK, ACTOR)).ek_sha256 == EK
-    await site.authority.inventory.bind_ek(node, EK, ACTOR)
-    for who, ek, reason in ((node, b"f" * 32, Reason.EK_CHANGED), (other, EK, Reason.EK_TAKEN)):
+    own, stranger = (attested(site.clock, name) for name in ("a", "x"))
+    await site.issue(node, attested=own)
+    assert (await site.authority.inventory.get(node)).ek_sha256 == own.ek_sha256
+    await site.issue(node, attested=own)
+    for who, shown, reason in ((node, stranger, Reason.EK_CHANGED), (other, own, Reason.EK_TAKEN)):
         with pytest.raises(Fault) as caught:
-            await site.authority.inventory.bind_ek(who, ek, ACTOR)
+            await site.issue(who, attested=shown)
         assert caught.value.reason is reason
 
 
@@ -119,10 +121,10 @@ async def test_describing_raises_epoch_and_number(site: Site) -> None:
 
 async def test_a_repeated_attestation_moves_the_deadline_and_no_fact(site: Site) -> None:
     node = await site.expect()
-    first = await site.authority.inventory.record_attestation(node, attested(site.clock, node.name), ACTOR)
+    first = await attest_again(site.authority, node, attested(site.clock, node.name))
     site.clock.advance(60)
     events = len(site.audit.events)
-    second = await site.authority.inventory.record_attestation(node, attested(site.clock, node.name), ACTOR)
+    second = await attest_again(site.authority, node, attested(site.clock, node.name))
     assert second.attested_until == first.attested_until + 60
     assert (second.record, second.posture, second.posture_number) == (first.record, first.posture, first.posture_number)
     assert len(site.audit.events) == events
@@ -131,9 +133,9 @@ async def test_a_repeated_attestation_moves_the_deadline_and_no_fact(site: Site)
 async def test_another_class_is_a_change_of_facts(site: Site) -> None:
     node = await site.expect()
     passed = attested(site.clock, node.name)
-    first = await site.authority.inventory.record_attestation(node, passed, ACTOR)
+    first = await attest_again(site.authority, node, passed)
     hardware = Attested(AttestationClass.HARDWARE, passed.until, passed.ek_sha256, counters=passed.counters)
-    second = await site.authority.inventory.record_attestation(node, hardware, ACTOR)
+    second = await attest_again(site.authority, node, hardware)
     assert second.posture_number == first.posture_number + 1
     assert second.record.epoch == first.record.epoch + 1
 
@@ -185,8 +187,8 @@ async def test_nothing_changes_unrecorded(site: Site) -> None:
         inventory.quarantine(node, ACTOR),
         inventory.latch_failure(node, Reason.QUOTE_DIGEST, ACTOR),
         inventory.describe(node, Description(tier=1), ACTOR),
-        inventory.bind_ek(node, EK, ACTOR),
-        inventory.record_attestation(node, attested(site.clock, node.name), ACTOR),
+        site.issue(node),
+        attest_again(site.authority, node, attested(site.clock, node.name)),
         inventory.add(Expected(site.node("new")), ACTOR),
     ):
         with pytest.raises(Fault) as caught:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foundation.decisionlog.masking import Mask
-from policies.frozen import Freezer, covers, kept_part, masked_paths
+from policies.frozen import Freezer, kept_part, masked_paths
 from policies.model import Query
 from policies.projection import EVERYTHING, Path, Reads
 from policies.projector import Projector, project
@@ -80,10 +80,6 @@ def test_what_is_not_read_is_not_masked_either() -> None:
         (EVERYTHING, EVERYTHING, False),
     ],
 )
-def test_what_was_not_kept_or_is_masked_covers_nothing(kept: Reads, reads: Reads, covered: bool) -> None:
-    assert covers(kept, reads) is covered
-
-
 def _seen(document: Any, path: Path) -> Any:
     """What policy sees at `path`; that the path ends early is all that it sees there."""
     found = project(document, path)

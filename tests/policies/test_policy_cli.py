@@ -17,8 +17,9 @@ from typer.testing import CliRunner, Result
 from foundation.faults import Fault, problem
 from foundation.reasons import Reason
 from policies.cli import app
-from policies.signing import new_signing_key, public_pem, store_signing_key
+from policies.signing import public_pem
 from tests.support.policy import STARTER
+from tests.support.signing import new_signing_key, store_signing_key
 
 
 @pytest.fixture

@@ -30,14 +30,13 @@ from policies.signing import (
     SigningKey,
     check_signature,
     load_signing_key,
-    new_signing_key,
     parse_verifying_key,
     public_pem,
     sign,
-    store_signing_key,
 )
 from policies.wasm import WasmEngine
 from tests.support.policy import starter, workspace
+from tests.support.signing import new_signing_key, store_signing_key
 from tests.support.workspaces import query
 
 KEY = new_signing_key()

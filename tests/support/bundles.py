@@ -18,9 +18,10 @@ from foundation.wire.bundle import BundleTerms, NodeBundle
 from policies.compile import compile_policy
 from policies.lifecycle.revision import Revision, assemble
 from policies.settings import CompileSettings
-from policies.signing import SigningKey, new_signing_key, public_pem
+from policies.signing import SigningKey, public_pem
 from tests.fakes.clock import ManualClock
 from tests.support.policy import workspace
+from tests.support.signing import new_signing_key
 
 ROUTES = """
 routes:

@@ -221,7 +221,7 @@ class DataPlane:
         self.publish()
         self.server = self.authority.service(GATEWAY, "gateway", HOST)
         self.context = server_context(self.server, client_roots=self.authority.pem, protocols=(HTTP_2, *HTTP_1_1))
-        self.assertion_key = AssertionKey.generate()
+        self.assertion_key = AssertionKey.open(self.folder)
         self.own = OwnFiles(self.server, self.authority.root)
         self.upstreams = Upstreams(self.upstream_settings, self.clock, UpstreamTrust(self.clock, self.own))
         self.store.listen(self.upstreams.changed)

@@ -170,13 +170,15 @@ async def installation(
     trust: Trust | None = None,
     **enrolment: Any,
 ) -> AsyncIterator[Installation]:
-    """An authority that believes the makers of these roots. `enrolment` sets fields of `EnrolmentSettings`."""
+    """A new authority in `folder`, or the one that is there. It believes the makers of these roots; `enrolment`
+    sets fields of `EnrolmentSettings`."""
     make_private_folder(folder)
     clock, audit = ManualClock(time.time()), MemoryAuditLog()
     settings = AuthoritySettings(TRUST_DOMAIN, folder / "authority")
     database = await Database.open(StorageSettings(url=f"sqlite:///{folder}/sallyport.db"))
     try:
-        await initialise(settings, database, audit, clock)
+        if not (settings.folder / "operator.pem").exists():
+            await initialise(settings, database, audit, clock)
         authority = await Authority.open(settings, database, audit, clock)
         hot = MemoryHotState(HotStateSettings(), clock)
         lenient = EnrolmentSettings(classes=("hardware", "virtual"), rate=RateSettings(1000, 1000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from foundation.storage.database import Database
 from foundation.storage.settings import StorageSettings
 from pki.authority import Authority
 from pki.bootstrap import initialise
-from pki.entries import Attested, Counters, Expected
+from pki.entries import Attested, Counters, Entry, Expected
 from pki.issue import IssuedCertificate, IssueRequest
 from pki.profile import ProfileName
+from pki.rounds import Round
 from pki.settings import AuthoritySettings
 from tests.fakes.audit import MemoryAuditLog
 from tests.fakes.clock import ManualClock
@@ -67,6 +69,15 @@ async def open_site(folder: Path, storage: str = "") -> AsyncIterator[Site]:
         yield Site(authority, settings, database, audit, clock)
     finally:
         await database.close()
+
+
+async def attest_again(authority: Authority, identity: SpiffeId, passed: Attested) -> Entry:
+    """A quote passed, as continuous re-attestation records it; what is left out is its messages."""
+    await authority.rounds.hand_out(identity, secrets.token_bytes(32))
+    entry, judged = await authority.rounds.read(identity)
+    after = Round(secrets.token_bytes(32), judged.issued_at, judged.nonce, judged.issued_at)
+    assert await authority.rounds.move_on(entry, judged, after, passed, str(identity))
+    return await authority.inventory.get(identity)
 
 
 def storage_url(folder: Path) -> str:

@@ -61,7 +61,8 @@ async def test_envoy_takes_our_assertions_and_no_others(tmp_path: Path) -> None:
             client = await plane.connect()
             answered = await client.get()
             assert (answered.status, answered.body) == (200, b"taken")
-            plane.services.assertions._key = AssertionKey.generate()  # one that was not published
+            (tmp_path / "other").mkdir()
+            plane.services.assertions._key = AssertionKey.open(tmp_path / "other")  # one that was not published
             assert (await client.get()).status == 401
             plane.services.assertions._key = plane.assertion_key
             plane.routes = (route(Address("127.0.0.1", port), "other", pool=told),)

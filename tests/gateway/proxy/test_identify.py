@@ -13,7 +13,6 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
-from foundation.tls import spki_sha256
 from gateway.proxy.identify import identify
 from tests.fakes.trust import TRUST_DOMAIN, spiffe
 from tests.support.certificates import SmallAuthority
@@ -47,7 +46,6 @@ def test_a_proven_leaf_names_its_peer(tmp_path: Path) -> None:
     assert (peer.id, peer.serial, peer.certificate) == (spiffe(), "2a", der)
     assert peer.not_after == certificate.not_valid_after_utc.timestamp()
     assert peer.not_before == certificate.not_valid_before_utc.timestamp()
-    assert peer.spki_sha256 == spki_sha256(certificate)
 
 
 @pytest.mark.parametrize(

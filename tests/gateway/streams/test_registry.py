@@ -34,7 +34,7 @@ class Cuts(list[Reason]):
 
 
 def peer(name: str = "edge-1", serial: str = "aa", issuer: str = "ca-1") -> Peer:
-    return Peer(spiffe(name), serial, 0.0, FOREVER, b"", b"", issuer)
+    return Peer(spiffe(name), serial, 0.0, FOREVER, b"", issuer)
 
 
 class IdleConnection:

@@ -12,7 +12,7 @@ from tests.fakes.trust import spiffe
 
 
 def peer(serial: str, not_after: float = 100.0) -> Peer:
-    return Peer(spiffe(), serial, 0.0, not_after, b"", b"")
+    return Peer(spiffe(), serial, 0.0, not_after, b"")
 
 
 def test_what_is_open_stays_until_the_newest_ends() -> None:

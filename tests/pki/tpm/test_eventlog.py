@@ -96,13 +96,6 @@ def test_an_odd_late_or_second_locality_is_refused() -> None:
         assert "locality" in malformed(raw).detail
 
 
-def test_data_counts_only_where_it_was_measured() -> None:
-    events = EventLog.parse(LOG, "log").events
-    measured = [event for event in healthy_boot() if event.measured == event.data]
-    assert sum(event.data_is_measured("sha256") for event in events) == len(measured)
-    assert 0 < len(measured) < len(events)
-
-
 def test_a_log_of_the_sha1_form_is_refused() -> None:
     old = struct.pack("<II20sI", 0, 8, b"d" * 20, 4) + b"data"
     assert "SHA-1" in malformed(old).detail

@@ -101,7 +101,7 @@ class TestIdentify:
     def test_a_software_twin_of_an_honest_tpm_is_identified(self, tpm: SoftTpm) -> None:
         found = identify(tpm.begin(), MakerTrust(hardware=(tpm.maker.root,)), NOW)
         assert found.attestation is AttestationClass.HARDWARE
-        assert found.tls_spki == tpm.tls.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        assert found.keys.tls_spki == tpm.tls.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
     @pytest.mark.parametrize(
         ("changes", "reason"),

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
-from pki.tpm.weak import Blocklist, check_key, check_rsa, has_close_primes, has_roca_fingerprint, shares_factor
+from pki.tpm.weak import Blocklist, check_key, check_rsa, has_close_primes, has_roca_fingerprint
 from tests.support.weak_keys import close_primes, roca_primes, sound_prime
 
 SOUND = sound_prime(1) * sound_prime(2)
@@ -62,14 +62,6 @@ def test_close_primes_are_found() -> None:
 
 def test_short_moduli_are_found() -> None:
     assert "2048" in weakness(sound_prime(1, 512) * sound_prime(2, 512))
-
-
-def test_a_shared_factor_is_found() -> None:
-    p, q, r = (sound_prime(n) for n in (1, 2, 3))
-    assert shares_factor(p * q, [p * r])
-    assert not shares_factor(p * q, [p * q])  # the same key again
-    assert not shares_factor(p * q, [r * r])
-    assert math.gcd(p * q, p * r) == p
 
 
 def test_a_key_of_the_blocklist_is_found() -> None:
