@@ -13,7 +13,7 @@ import hashlib
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,15 +136,22 @@ def read_block(segment: Path, block: Block) -> bytes:
             raise EOFError(f"a damaged block: {error}") from error
 
 
-def _pack_blocks(lines: BinaryIO, most: int, packed: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    offset, rest = 0, b""
-    while chunk := lines.read(most):
+def pieces(read: Callable[[int], bytes], most: int) -> Iterator[bytes]:
+    """The whole lines that `read` gives, `most` bytes at a time; what follows the last one is left out."""
+    rest = b""
+    while chunk := read(most):
         content, rest = _whole_lines(rest + chunk)
         if content:
-            member = gzip.compress(content, _FAST, mtime=0)
-            packed.write(member)
-            yield offset, len(member), content
-            offset += len(member)
+            yield content
+
+
+def _pack_blocks(lines: BinaryIO, most: int, packed: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    offset = 0
+    for content in pieces(lines.read, most):
+        member = gzip.compress(content, _FAST, mtime=0)
+        packed.write(member)
+        yield offset, len(member), content
+        offset += len(member)
 
 
 def _whole_lines(data: bytes) -> tuple[bytes, bytes]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 import stat
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -138,7 +139,26 @@ def test_a_damaged_segment_is_a_fault(small_blocks: None, tmp_path: Path, kept: 
 def test_the_digest_is_that_of_the_lines(small_blocks: None, tmp_path: Path) -> None:
     lines = [line(number) for number in range(50)]
     path = closed(tmp_path, lines, 0)
-    assert facts(path).sha256 == hashlib.sha256(b"".join(lines)).hexdigest()
+    found = facts(path)
+    assert found.sha256 == hashlib.sha256(b"".join(lines)).hexdigest()
+    assert (found.first, found.last, found.count) == (made_id(0), made_id(49), 50)
+    assert found.size == len(b"".join(lines))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_a_large_segment_is_read_piece_by_piece(suffix: str, tmp_path: Path) -> None:
+    """What a thread has once held, the allocator keeps for it."""
+    lines = b"".join(line(number, padding=500) for number in range(8000))
+    path = tmp_path / f"{made_id(0)}{suffix}"
+    path.write_bytes(gzip.compress(lines + b"torn") if suffix.endswith("gz") else lines + b"torn")
+    tracemalloc.start()
+    try:
+        found = facts(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (found.last, found.count, found.size) == (made_id(7999), 8000, len(lines))
+    assert peak < len(lines) / 8
 
 
 def test_the_end_of_a_stream_is_found_from_its_permit(small_blocks: None, tmp_path: Path) -> None:
