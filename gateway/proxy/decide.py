@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from foundation.clock import Clock
 from foundation.faults import Fault
@@ -42,7 +43,6 @@ from policies.staleness import StalenessSettings, staleness
 
 MAX_TRIES = 3
 NO_FACTS: Mapping[str, Any] = MappingProxyType({})
-_MAX_STANDINGS = 8192
 
 Question = tuple[PolicyEngine, Query, float]
 """Whom to ask what, and the nearest deadline of trust."""
@@ -58,7 +58,7 @@ class Shadow(Protocol):
 
 class Decider:
     """Decides against the store's current snapshot. Holds no state of a request: what it remembers is what the snapshot
-    says of each peer, for as long as that snapshot is the current one."""
+    says of each peer, for as long as that snapshot is the current one and the peer's connection is there."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Decider:
         self._obligations = obligations
         self._decision_id = decision_id
         self._snapshot = store.current
-        self._standings: dict[Peer, Standing] = {}
+        self._standings: WeakKeyDictionary[Peer, Standing] = WeakKeyDictionary()
 
     def decide_now(self, peer: Peer, request: CanonicalRequest, route: Route, exchange: Exchange) -> Decision | None:
         """The decision when it needs no waiting: a refusal by fixed rule, or policy's answer from the cache. None when
@@ -208,7 +208,7 @@ class Decider:
 
     def _standing(self, snapshot: Snapshot, peer: Peer) -> Standing:
         """What `snapshot` says of `peer`, found once."""
-        if snapshot is not self._snapshot or len(self._standings) >= _MAX_STANDINGS:
+        if snapshot is not self._snapshot:
             self._snapshot = snapshot
             self._standings.clear()
         standing = self._standings.get(peer)

@@ -7,9 +7,9 @@ a neighbour of ours may not is refused here, over the raw bytes:
 - one Host, without user information or a dot at its end;
 - chunks have a plain size in hex, no extensions, and trailers are dropped.
 
-A header section that was read is remembered, within bounds and without those that carry secrets: clients send the same
-one again and again, and reading it is a good part of what a request costs. What is remembered is a pure function of the
-very same bytes.
+A header section that was read is remembered, within bounds and without those that carry secrets, or that never come
+again (a trace, a WebSocket's key): clients send the same one again and again, and reading it is a good part of what a
+request costs. What is remembered is a pure function of the very same bytes.
 
 Requests are refused with their own reasons, responses with `UPSTREAM_INVALID`.
 """
@@ -35,7 +35,8 @@ UNTIL_CLOSE = -2  # a response's length that the end of the connection tells
 METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE"})
 MAX_CHUNK_LINE = 18  # sixteen hex digits and CRLF
 MAX_TRAILER_BYTES = 8192
-REMEMBERED = 1024  # heads, by each reader
+REMEMBERED = 1024  # sections of requests, by each reader
+REMEMBERED_ANSWERS = 128  # most bear the time (RFC 9110 §6.6.1): they come again for a second, then never
 REMEMBERED_BYTES = 1024  # of the longest of them
 _BODILESS = frozenset({b"GET", b"HEAD"})
 # Request lines of which llhttp and RFC 3986 have one opinion; all others are read with their section.
@@ -93,10 +94,14 @@ class ResponseHead:
 
 
 class _Memory(dict[K, V]):
-    """What was read of small heads; the oldest gives way."""
+    """What was read of small heads, `most` of them at most; the oldest gives way."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
 
     def keep(self, key: K, value: V) -> None:
-        if len(self) >= REMEMBERED:
+        if len(self) >= self._most:
             del self[next(iter(self))]
         self[key] = value
 
@@ -106,7 +111,7 @@ class RequestReader:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._sections: _Memory[tuple[bytes, bytes], _Section] = _Memory()
+        self._sections: _Memory[tuple[bytes, bytes], _Section] = _Memory(REMEMBERED)
 
     def read(self, raw: bytes) -> RequestHead:
         """The head in `raw`, which ends with its empty line. Raises `Fault`."""
@@ -120,7 +125,7 @@ class RequestReader:
         if section is not None:
             return RequestHead(method, target, *section)
         head = self._read(raw)
-        if not head.traceparent and _SECRETS.isdisjoint(name.lower() for name, _ in head.fields):
+        if not head.traceparent and not head.upgrade and _SECRETS.isdisjoint(name.lower() for name, _ in head.fields):
             self._sections.keep(key, _section(head))
         return head
 
@@ -152,7 +157,7 @@ class ResponseReader:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._heads: _Memory[tuple[bytes, bool], ResponseHead] = _Memory()
+        self._heads: _Memory[tuple[bytes, bool], ResponseHead] = _Memory(REMEMBERED_ANSWERS)
 
     def read(self, raw: bytes, method: bytes) -> ResponseHead:
         """The head in `raw`, answering a request of `method`. Raises `Fault(UPSTREAM_INVALID)`."""

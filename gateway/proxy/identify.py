@@ -19,7 +19,7 @@ from foundation.reasons import Reason
 MAX_CERTIFICATE_BYTES = 16 << 10
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Peer:
     """A proven client, one connection's: each is equal to itself alone. `serial` is lower-case hex; times are seconds
     since the Unix epoch; `certificate` is DER; `issuer` is the identifier of the issuing CA's key (RFC 5280 §4.2.1.1)

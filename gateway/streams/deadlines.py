@@ -11,7 +11,7 @@ from policies.model import FOREVER
 if TYPE_CHECKING:
     from gateway.streams.registry import Exchange
 
-_SLACK = 1024
+_SLACK = 256
 
 
 class Deadlines:

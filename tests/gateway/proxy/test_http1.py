@@ -11,6 +11,7 @@ from foundation.reasons import Reason
 from gateway.proxy.http1 import (
     CHUNKED,
     REMEMBERED,
+    REMEMBERED_ANSWERS,
     REMEMBERED_BYTES,
     UNTIL_CLOSE,
     ChunkedBody,
@@ -290,6 +291,17 @@ def test_what_is_remembered_is_bounded() -> None:
         reader.read(with_lines(b"A: %d" % number))
     reader.read(with_lines(b"A: " + b"a" * REMEMBERED_BYTES))
     assert reader.remembered == REMEMBERED
+    answers = ResponseReader(Limits())
+    for number in range(REMEMBERED_ANSWERS + 10):
+        answers.read(b"HTTP/1.1 200 OK\r\nDate: %d\r\nContent-Length: 0\r\n\r\n" % number, b"GET")
+    assert answers.remembered == REMEMBERED_ANSWERS
+
+
+def test_what_never_comes_again_is_not_remembered() -> None:
+    reader, upgrade = RequestReader(Limits()), (b"Connection: upgrade", b"Upgrade: websocket")
+    reader.read(with_lines(*upgrade, b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", method=b"GET"))
+    reader.read(with_lines(b"Traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"))
+    assert not reader.remembered
 
 
 @pytest.mark.parametrize("method", [b"HEAD", b"GET"])

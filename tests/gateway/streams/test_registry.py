@@ -167,6 +167,18 @@ async def test_a_deadline_cuts_unless_it_was_moved() -> None:
     assert bench.registry.open_count == 1
 
 
+def test_the_deadlines_of_what_is_over_are_not_kept() -> None:
+    """But for some, so that a deadline costs a look-up and no search."""
+    bench = Bench()
+    for number in range(5_000):
+        exchange = Exchange(peer(f"edge-{number}"), Cuts())
+        bench.registry.register(exchange)
+        exchange.permitted(permit(bench.clock.now() + 10_000), ROUTE)
+        bench.registry.expire()
+        bench.registry.leave(exchange)
+    assert sum(type(each) is Exchange for each in gc.get_objects()) <= 600
+
+
 def test_a_change_marks_an_exchange_that_is_still_being_decided() -> None:
     bench = Bench()
     exchange = Exchange(peer(), Cuts())
