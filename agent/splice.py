@@ -1,11 +1,13 @@
 """A stream and a local connection, joined: what comes of one goes to the other.
 
 Laws held here:
-- what waits on either side is bounded: the local socket is not read while the stream has more than `BACKLOG` bytes
-  that have not left, and the stream gets room back only for what the local socket took. What waits of all streams
-  together is bounded too (`Room`), for a tunnel that stands still holds up all of them. And so is what the kernel keeps
-  of a socket that is not read: it would take as much as it gives a fast connection (tcp_rmem), a thousand times over,
-  until its memory for TCP is used up and the tunnel itself stalls;
+- what waits on either side is bounded: each that sends reads a share (`Room`), and no more while half of one has not
+  left; the stream gets room back only for what the local socket took. So what waits of all streams together is bounded
+  too, for a tunnel that stands still holds up all of them. And so is what the kernel keeps of a socket that is not
+  read: it would take as much as it gives a fast connection (tcp_rmem), a thousand times over, until its memory for TCP
+  is used up and the tunnel itself stalls;
+- all that send have the same share, so that each has as much as the others when its turn in the tunnel comes. Turns
+  alone are not fair: who had read much sent more in each than who had read little;
 - each direction ends by itself (a half-closed connection stays half-closed); what broke off breaks off the other side.
 """
 
@@ -22,31 +24,33 @@ from foundation.tunnel import Stream
 
 READ = 128 << 10
 """At most so many bytes are read from a local connection at once."""
-BACKLOG = 64 << 10
-MUCH = 8 << 20
-"""From how many waiting bytes on, of all splices, each reads `LITTLE` at once and stops with the first that wait."""
+MUCH = 4 << 20
+"""What those that send share: the more they are, the less each reads at once. While their number grows, more than that
+waits, for who came earlier read more: MUCH x ln(READ / LITTLE) at most, and half of it all."""
 LITTLE = 8 << 10
+"""What each may read in any case."""
 _HELD = 128 << 10
 _KERNEL_ROOM = 128 << 10  # it takes twice of it
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, no time to linger: the kernel sends RST
 
 
 class Room:
-    """What the splices of one event loop share: where they read into, and how much of theirs is `waiting` to leave."""
+    """What the splices of one event loop share: where they read into, and how many are `busy`: have something
+    that waits to leave."""
 
     def __init__(self) -> None:
-        self.waiting = 0
+        self.busy = 0
         self._all = memoryview(bytearray(READ))
-        self._some = self._all[:LITTLE]
 
     @property
-    def is_short(self) -> bool:
-        return self.waiting >= MUCH
+    def share(self) -> int:
+        """How much each may read at once."""
+        return max(LITTLE, min(READ, MUCH // max(self.busy, 1)))
 
     @property
     def view(self) -> memoryview:
         """To read into."""
-        return self._some if self.is_short else self._all
+        return self._all[: self.share]
 
     def read(self, size: int) -> bytes:
         """A copy of what was read, to be made at once."""
@@ -76,7 +80,7 @@ class Splice(asyncio.BufferedProtocol):
         self._takes = True  # the local connection takes what we write
         self._reads = True
         self._owed = 0  # written, and not given back to the stream yet
-        self._waiting = 0  # of the stream's backlog, as `room` counts it
+        self._busy = False
         self._ended_here = self._ended_there = False
         self._over = False
 
@@ -112,11 +116,11 @@ class Splice(asyncio.BufferedProtocol):
 
     @property
     def _is_full(self) -> bool:
-        return self.stream.backlog > (0 if self._room.is_short else BACKLOG)
+        return self.stream.backlog > self._room.share // 2
 
     def _count(self) -> None:
-        before, self._waiting = self._waiting, 0 if self._over else self.stream.backlog
-        self._room.waiting += self._waiting - before
+        before, self._busy = self._busy, not self._over and self.stream.backlog > 0
+        self._room.busy += self._busy - before
 
     def eof_received(self) -> bool:
         self._ended_here = True

@@ -43,6 +43,9 @@ from foundation.wire.tunnel_events import (
 )
 
 Bytes = bytes | memoryview  # parts of what was written are not copied before they leave
+JOINED = 4 << 10
+"""What is as short as this waits until the end of the event loop's turn, and leaves in one frame with what came
+behind it."""
 QUANTUM = 32 << 10
 ALONE = 128 << 10
 """What a stream sends in its turn when no other waits."""
@@ -123,13 +126,17 @@ class Stream:
         self._tunnel.forget_if_over(self)
 
     def write(self, data: bytes) -> None:
-        """Send `data` in the stream's turn, when there is room; the user is told by `sent`. Behind the end of the
-        stream it is dropped."""
+        """Send `data`, now or when there is room; the user is told by `sent`, perhaps before this returns. Behind the
+        end of the stream it is dropped."""
         if not data or self._ended or not self.is_open:
             return
+        size = len(data)
         self._queue.append(data)
-        self.backlog += len(data)
-        self._tunnel.wait(self)
+        self.backlog += size
+        if JOINED < size <= QUANTUM and self.backlog == size and self.next_size(size) == size and self._tunnel.is_idle:
+            self.pump(size)
+        else:
+            self._tunnel.wait(self)
 
     def send_datagram(self, data: bytes) -> bool:
         """Send one datagram; whether there was room."""
@@ -166,9 +173,9 @@ class Stream:
         """How much of what waits can leave now, `most` at most."""
         return min(most, self._tunnel.state.credit(self.number), self.backlog)
 
-    def pump(self, most: int) -> None:
-        """Send so much of what waits, in as few frames as can be."""
-        left = gone = self.next_size(most)
+    def pump(self, gone: int) -> None:
+        """Send so much of what waits, at most `next_size`, in as few frames as can be."""
+        left = gone
         while left:
             size = min(left, MAX_DATA)
             self._tunnel.send(self._tunnel.state.data(self.number, size))
@@ -177,8 +184,7 @@ class Stream:
         self.backlog -= gone
         if self._ended:
             self._end_behind_the_last()
-        if gone:
-            self.user.sent(gone)
+        self.user.sent(gone)
 
     def _send_pieces(self, size: int) -> None:
         while size:
@@ -282,6 +288,11 @@ class Tunnel:
         out = self._out_size + sum(stream.backlog for stream in self._streams.values())
         return out + (self._transport.get_write_buffer_size() if self._transport is not None else 0)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits, and the connection takes bytes."""
+        return not self._waiting and not self.is_blocked
+
     def bears(self, size: int) -> bool:
         """Whether the other side bears another frame with so many bytes now."""
         return size >= WORTHWHILE or self.state.allows(self._clock.monotonic())
@@ -322,13 +333,13 @@ class Tunnel:
         """Let those that wait send in turn, until the connection takes no more."""
         while self._waiting and not self.is_blocked:
             stream = self._waiting.popleft()
-            most = QUANTUM if self._waiting else ALONE
-            if stream.is_open and not self.bears(stream.next_size(most)):
+            size = stream.next_size(QUANTUM if self._waiting else ALONE)
+            if 0 < size < WORTHWHILE and not self.bears(size):
                 self._hold(stream)
                 continue
             stream.waits = False
-            if stream.is_open:
-                stream.pump(most)
+            if size:
+                stream.pump(size)
                 if stream.backlog:
                     self._queue_up(stream)
         self._flush()
