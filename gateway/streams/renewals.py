@@ -54,22 +54,37 @@ class Renewals:
         del self._open[serial]
         line = self._lines.pop(serial, None)
         if line is not None:
-            line.open.discard(serial)
-            if not line.open:
-                self._by_newest.pop(line.newest, None)
+            self._leave(serial, line)
 
     def renewed(self, renewal: Renewal) -> None:
         """The authority says so. Hearing it twice is hearing it once."""
-        line = self._by_newest.pop(renewal.old, None) or self._lines.get(renewal.old) or _Line()
-        if renewal.old in self._open:
-            line.open.add(renewal.old)
-            self._lines[renewal.old] = line
+        old, new = renewal.old, renewal.new
+        line = self._by_newest.pop(old, None) or self._lines.get(old) or _Line()
+        if old in self._open:
+            self._join(old, line)
         if not line.open:
             return
-        if line.newest not in ("", renewal.old, renewal.new):
+        if line.newest not in ("", old, new):
             return  # an older renewal than the one that is known
-        line.newest, line.until = renewal.new, renewal.until
-        self._by_newest[renewal.new] = line
+        others = self._by_newest.get(new, line)
+        for serial in tuple(others.open):  # a certificate that two were renewed by: from here on they are one line
+            self._join(serial, line)
+        line.newest, line.until = new, renewal.until
+        self._by_newest[new] = line
+
+    def _join(self, serial: str, line: _Line) -> None:
+        before = self._lines.get(serial)
+        if before is line:
+            return
+        self._lines[serial] = line
+        line.open.add(serial)
+        if before is not None:
+            self._leave(serial, before)
+
+    def _leave(self, serial: str, line: _Line) -> None:
+        line.open.discard(serial)
+        if not line.open and self._by_newest.get(line.newest) is line:
+            del self._by_newest[line.newest]
 
     def until(self, peer: Peer, revoked: Container[str]) -> float:
         """Until when what is open on the connection of `peer` may stay, by certificates alone: seconds since the Unix

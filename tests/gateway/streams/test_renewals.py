@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from foundation.identity import Renewal
@@ -63,6 +63,18 @@ def test_what_comes_later_was_not_open() -> None:
     assert renewals.until(peer("a"), ()) == 100.0
 
 
+def test_two_that_were_renewed_by_one_go_on_together() -> None:
+    renewals = Renewals()
+    renewals.opened("a")
+    renewals.opened("b")
+    renewals.renewed(Renewal("a", "c", 200.0))
+    renewals.renewed(Renewal("b", "c", 200.0))
+    renewals.closed("b")
+    renewals.renewed(Renewal("c", "d", 300.0))
+    assert renewals.until(peer("a"), ()) == 300.0
+
+
+@example([("o", "c", "a"), ("o", "d", "a"), ("r", "d", "a"), ("r", "c", "d"), ("r", "d", "b")])  # out of order, and twice
 @given(st.lists(st.tuples(st.sampled_from("ocr"), st.sampled_from("abcde"), st.sampled_from("abcde")), max_size=60))
 def test_nothing_is_kept_of_what_is_not_open(steps: list[tuple[str, str, str]]) -> None:
     renewals, opened = Renewals(), []
