@@ -36,6 +36,13 @@ _GZIP = 31  # zlib's window bits for one gzip member
 _ID = re.compile(rb'^\{"id":"d-([0-9a-f]{28})"', re.MULTILINE)
 _CUT_LINE = re.compile(rb'^\{"id":"d-([0-9a-f]{28})"[^\n]*,"cut":"d-([0-9a-f]{28})"\}$', re.MULTILINE)
 
+Rest = Callable[[], None]
+"""Called after each block of long work, by the thread that does it."""
+
+
+def go_on() -> None:
+    """No rest."""
+
 
 class Block(NamedTuple):
     """Where a block stands in the compressed file, and the least and greatest ID in it, in 14 octets each."""
@@ -81,10 +88,10 @@ def index_path(segment: Path) -> Path:
     return segment.with_name(segment.name.partition(".")[0] + INDEX_SUFFIX)
 
 
-def pack(lines: BinaryIO, size: int, packed: BinaryIO) -> Index:
+def pack(lines: BinaryIO, size: int, packed: BinaryIO, rest: Rest = go_on) -> Index:
     """Write the `size` bytes of whole lines in `lines` as blocks to `packed`."""
     most = max(MIN_BLOCK_BYTES, size // MAX_BLOCKS)
-    return _indexed(_pack_blocks(lines, most, packed))
+    return _indexed(_pack_blocks(lines, most, packed), rest)
 
 
 def read_index(segment: Path) -> Index:
@@ -138,9 +145,9 @@ def read_block(segment: Path, block: Block) -> bytes:
 
 def pieces(read: Callable[[int], bytes], most: int) -> Iterator[bytes]:
     """The whole lines that `read` gives, `most` bytes at a time; what follows the last one is left out."""
-    rest = b""
+    torn = b""
     while chunk := read(most):
-        content, rest = _whole_lines(rest + chunk)
+        content, torn = _whole_lines(torn + chunk)
         if content:
             yield content
 
@@ -179,7 +186,7 @@ def _members(packed: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
         pending = pending or packed.read(_CHUNK)
 
 
-def _indexed(blocks: Iterable[tuple[int, int, bytes]]) -> Index:
+def _indexed(blocks: Iterable[tuple[int, int, bytes]], rest: Rest = go_on) -> Index:
     found, cuts, size = [], list[Cut](), 0
     for offset, length, content in blocks:
         ids = _ID.findall(content)
@@ -187,6 +194,7 @@ def _indexed(blocks: Iterable[tuple[int, int, bytes]]) -> Index:
             found.append(Block(bytes.fromhex(min(ids).decode()), bytes.fromhex(max(ids).decode()), offset, length))
         cuts += [Cut(bytes.fromhex(permit.decode()), bytes.fromhex(by.decode())) for by, permit in _cut_lines(content)]
         size = offset + length
+        rest()
     return Index(size, tuple(found), tuple(cuts))
 
 

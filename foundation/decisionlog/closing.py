@@ -1,10 +1,12 @@
 """What happens to a full segment, beside the traffic: its digest goes into the audit log, then it is compressed, then
-the disk bound is kept."""
+the disk bound is kept. None of that is urgent, and every request on a busy machine would feel a core that is taken for
+a quarter of a second: so it is done in small pieces, with rests between them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +27,9 @@ from foundation.decisionlog.settings import DecisionLogSettings
 from foundation.faults import Fault
 from foundation.ports import AuditEvent, AuditLog
 
+BUSY_SHARE = 0.25  # of a core's time, while there is no haste
+PIECE_SECONDS = 0.002
+MOST_WAITING = 4  # segments; with more, no rests
 _ACTOR = "system"
 _log = logging.getLogger(__name__)
 
@@ -45,6 +50,28 @@ class Closer(Protocol):
         ...
 
 
+class Breather:
+    """A `blocks.Rest` that leaves its thread `BUSY_SHARE` of the time, in pieces of `PIECE_SECONDS` at least. One for
+    each piece of work. `hurried` says when there is no time for rests."""
+
+    def __init__(
+        self,
+        hurried: Callable[[], bool],
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._hurried = hurried
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._since = monotonic()
+
+    def __call__(self) -> None:
+        worked = self._monotonic() - self._since
+        if worked >= PIECE_SECONDS and not self._hurried():
+            self._sleep(worked * (1 / BUSY_SHARE - 1))
+            self._since = self._monotonic()
+
+
 class SegmentCloser:
     """Closes segments one after another, in a task of its own while there are any; keeps the bound over all folders.
     `on_drop` is told how many decisions went with a dropped segment."""
@@ -55,6 +82,7 @@ class SegmentCloser:
         self._settings = settings
         self._audit = audit
         self._on_drop = on_drop
+        self._finishing = False
         self._waiting: list[Path] = []
         self._turn = asyncio.Lock()  # one at a time touches closed segments and drafts
         self._task: asyncio.Task[None] | None = None
@@ -82,8 +110,13 @@ class SegmentCloser:
 
     async def finish(self) -> None:
         """Return when nothing is left to close."""
+        self._finishing = True
         if self._task is not None:
             await self._task
+
+    def _is_hurried(self) -> bool:
+        """Somebody waits, or more segments come than are closed."""
+        return self._finishing or len(self._waiting) > MOST_WAITING
 
     async def _run(self) -> None:
         while self._waiting:
@@ -96,13 +129,13 @@ class SegmentCloser:
                 _log.warning("a decision segment could not be closed", extra={"cause": str(error)})
 
     async def _close(self, path: Path) -> None:
-        found = await asyncio.to_thread(facts, path)
+        found = await asyncio.to_thread(facts, path, Breather(self._is_hurried))
         await self._audit.append(AuditEvent("decisions.segment_closed", _ACTOR, found.first, detail=asdict(found)))
-        await asyncio.to_thread(compress, path)
+        await asyncio.to_thread(compress, path, Breather(self._is_hurried))
 
     async def _keep_bound(self) -> None:
         for path in await asyncio.to_thread(_beyond, self._settings.directory, self._settings.total_bytes):
-            found = await asyncio.to_thread(facts, path)
+            found = await asyncio.to_thread(facts, path, Breather(self._is_hurried))
             await self._audit.append(AuditEvent("decisions.segment_dropped", _ACTOR, found.first, detail=asdict(found)))
             remove(path)
             self._on_drop(found.count)

@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from foundation.decisionlog.blocks import INDEX_SUFFIX, index_path, pack, pieces, write_index
+from foundation.decisionlog.blocks import INDEX_SUFFIX, Rest, go_on, index_path, pack, pieces, write_index
 from foundation.decisionlog.line import ID_PREFIX
 from foundation.files import SECRET_MODE, sync_folder
 
@@ -88,7 +88,7 @@ def newest_id(directory: Path) -> str:
     return ""
 
 
-def facts(path: Path) -> SegmentFacts:
+def facts(path: Path, rest: Rest = go_on) -> SegmentFacts:
     """Computed anew from the file, so that it can be compared with the audit log. Piece by piece: what a thread has
     once held, the allocator keeps for that thread. Raises `OSError` and `EOFError`."""
     first, last, count, size, digest = "", "", 0, 0, hashlib.sha256()
@@ -99,17 +99,18 @@ def facts(path: Path) -> SegmentFacts:
             count += lines.count(b"\n")
             size += len(lines)
             digest.update(lines)
+            rest()
     return SegmentFacts(first, last, count, size, digest.hexdigest())
 
 
-def compress(path: Path) -> Path:
+def compress(path: Path, rest: Rest = go_on) -> Path:
     """Replace an open segment by its closed form, on disk when this returns. Raises `OSError`."""
     closed = path.with_name(f"{first_id(path)}{CLOSED_SUFFIX}")
     draft = path.with_name(f".{closed.name}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, SECRET_MODE)
     with os.fdopen(descriptor, "wb") as file:
         with path.open("rb") as lines:
-            index = pack(lines, path.stat().st_size, file)
+            index = pack(lines, path.stat().st_size, file, rest)
         file.flush()
         os.fsync(file.fileno())
     write_index(closed, index)

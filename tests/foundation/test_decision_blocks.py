@@ -183,3 +183,24 @@ def test_mending_leaves_no_index_without_its_segment(tmp_path: Path) -> None:
     (tmp_path / f"{made_id(7)}{INDEX_SUFFIX}").write_bytes(b"left behind")
     mend(tmp_path)
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted([path.name, index_path(path).name])
+
+
+def test_facts_of_a_segment_are_the_same_open_and_closed(tmp_path: Path, small_blocks: None) -> None:
+    lines = [line(number, padding=number) for number in range(1, 40)]
+    growing = tmp_path / f"{made_id(1)}.jsonl"
+    growing.write_bytes(b"".join(lines) + b'{"id":"d-torn')
+    found = facts(growing)
+    assert (found.first, found.last, found.count) == (made_id(1), made_id(39), 39)
+    assert found.sha256 == hashlib.sha256(b"".join(lines)).hexdigest()
+    (tmp_path / "closed").mkdir()
+    assert facts(closed(tmp_path / "closed", lines, 1)) == found
+
+
+def test_long_work_rests_after_each_block(tmp_path: Path, small_blocks: None) -> None:
+    path = tmp_path / f"{made_id(1)}.jsonl"
+    path.write_bytes(b"".join(line(number, padding=40_000) for number in range(1, 9)))
+    rests: list[int] = []
+    facts(path, lambda: rests.append(1))
+    assert len(rests) >= 4
+    compress(path, lambda: rests.append(1))
+    assert len(rests) >= 8
