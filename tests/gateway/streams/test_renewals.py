@@ -74,7 +74,7 @@ def test_two_that_were_renewed_by_one_go_on_together() -> None:
     assert renewals.until(peer("a"), ()) == 300.0
 
 
-@example([("o", "c", "a"), ("o", "d", "a"), ("r", "d", "a"), ("r", "c", "d"), ("r", "d", "b")])  # out of order, and twice
+@example([("o", "c", "a"), ("o", "d", "a"), ("r", "d", "a"), ("r", "c", "d"), ("r", "d", "b")])
 @given(st.lists(st.tuples(st.sampled_from("ocr"), st.sampled_from("abcde"), st.sampled_from("abcde")), max_size=60))
 def test_nothing_is_kept_of_what_is_not_open(steps: list[tuple[str, str, str]]) -> None:
     renewals, opened = Renewals(), []
