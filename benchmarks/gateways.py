@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from benchmarks.generator import Generator
 from benchmarks.site import DOMAIN, MANY, Site, command, serving
@@ -24,8 +25,9 @@ class Apart:
 
 
 @contextmanager
-def apart(stands: Fleet, count: int) -> Iterator[Apart]:
-    """`count` gateways for the fleet of `stands`, whose site becomes an authority alone."""
+def apart(stands: Fleet, count: int, redis: Path | None = None) -> Iterator[Apart]:
+    """`count` gateways for the fleet of `stands`, whose site becomes an authority alone. With the socket of a server
+    (`redis`) they have one worker each and relay streams to each other."""
     site = stands.site
     site.set("sallyport", role="authority")
     site.set("enrolment", without_tpm=["gateway/*"])
@@ -33,7 +35,10 @@ def apart(stands: Fleet, count: int) -> Iterator[Apart]:
         authority = stack.enter_context(serving(site))
         gateways, holders = [], []
         for number in range(1, count + 1):
-            gateway = stack.enter_context(serving(_joined(authority, f"gw-{number}")))
+            made = _joined(authority, f"gw-{number}")
+            if redis is not None:
+                _relay(made, redis)
+            gateway = stack.enter_context(serving(made))
             generator = _generator(stands.generator, gateway)
             gateways.append(gateway)
             holders.append(stack.enter_context(TunnelHolder.to(generator, gateway.gateway)))
@@ -60,6 +65,12 @@ def _joined(authority: Site, name: str) -> Site:
     made.set("gateway.overload", lag="2s", exchanges=100_000)
     made.set("policy", decision_timeout="5s")
     return made
+
+
+def _relay(gateway: Site, redis: Path) -> None:
+    gateway.set("gateway", workers=1)
+    gateway.set("gateway.broker", relay=f"127.0.0.1:{gateway.ports['gateway']}")
+    gateway.set("hotstate.redis", url=f"unix://{redis}")
 
 
 def _generator(generator: Generator, gateway: Site) -> Generator:

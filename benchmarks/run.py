@@ -31,6 +31,7 @@ BENCHMARKS = (
     "cut_revocation",
     "cut_revision",
     "broker_throughput",
+    "broker_hops",
     "broker_rtt",
     "broker_tunnels",
     "broker_cut",
