@@ -1,10 +1,15 @@
-"""The collector looks at everything once a minute, and in between at what is young alone."""
+"""The collector looks at everything once a minute, in between at young objects alone; free memory goes back then."""
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
+import os
 import weakref
+from pathlib import Path
+
+import pytest
 
 from gateway.collecting import EVERYTHING_SECONDS, YOUNG_OBJECTS, collect_seldom
 from tests.fakes.clock import ManualClock
@@ -35,3 +40,25 @@ async def test_rings_are_found_once_a_minute_and_the_threshold_comes_back() -> N
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert gc.get_threshold() == before
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library gives back by itself, or not")
+async def test_what_is_free_goes_back_to_the_kernel() -> None:
+    clock, megabytes = ManualClock(), 40
+    task = asyncio.create_task(collect_seldom(clock))
+    await settle()
+    blocks = [b"x" * 100_000 for _ in range(megabytes * 10)]
+    between = blocks[::40]  # what lives among them keeps the heap from shrinking
+    del blocks
+    before = resident()
+    clock.advance(EVERYTHING_SECONDS)
+    await settle()
+    assert before - resident() > megabytes * 1_000_000 / 2
+    assert len(between) == 10
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def resident() -> int:
+    """Bytes of this process in memory (statm)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
