@@ -54,7 +54,8 @@ WRITE_LOW_WATER = 64 << 10
 WRITE_AT_ONCE = 64 << 10
 MOST_BUFFERED = 4 << 20
 HOLD = 0.005
-"""Seconds."""
+"""Seconds, after which `HELD_AT_ONCE` of those that are held are looked at: together more than a node may send."""
+HELD_AT_ONCE = 64
 
 
 class StreamUser(Protocol):
@@ -99,7 +100,7 @@ class TunnelUser(Protocol):
 class Stream:
     """One stream of one tunnel. `backlog` is how many written bytes have not left yet."""
 
-    __slots__ = ("_ended", "_queue", "_tunnel", "backlog", "number", "user", "waits")
+    __slots__ = ("_ended", "_queue", "_tunnel", "backlog", "is_held", "number", "user", "waits")
 
     def __init__(self, tunnel: Tunnel, number: int, user: StreamUser) -> None:
         self._tunnel = tunnel
@@ -109,6 +110,7 @@ class Stream:
         self.user = user
         self.backlog = 0
         self.waits = False  # in the tunnel's row of those that can send
+        self.is_held = False  # and among those that wait for more; what comes meanwhile may put it into the row again
 
     @property
     def is_open(self) -> bool:
@@ -233,7 +235,7 @@ class Tunnel:
         self._transport: asyncio.Transport | None = None
         self._streams: dict[int, Stream] = {}
         self._waiting: deque[Stream] = deque()
-        self._held: list[Stream] = []  # with less to send than the other side bears for now
+        self._held: deque[Stream] = deque()  # with less to send than the other side bears for now
         self._out: list[Bytes] = []
         self._out_size = 0
         self._loop = asyncio.get_running_loop()
@@ -334,25 +336,32 @@ class Tunnel:
         while self._waiting and not self.is_blocked:
             stream = self._waiting.popleft()
             size = stream.next_size(QUANTUM if self._waiting else ALONE)
+            stream.waits = False
             if 0 < size < WORTHWHILE and not self.bears(size):
                 self._hold(stream)
-                continue
-            stream.waits = False
-            if size:
+            elif size:
                 stream.pump(size)
                 if stream.backlog:
                     self._queue_up(stream)
         self._flush()
 
     def _hold(self, stream: Stream) -> None:
+        if stream.is_held:
+            return
         if not self._held:
             self._loop.call_later(HOLD, self._release)
+        stream.is_held = True
         self._held.append(stream)
 
     def _release(self) -> None:
-        """Those that were held are at the end of the row again."""
-        self._waiting.extend(self._held)
-        self._held.clear()
+        """Those that are held longest are at the end of the row again."""
+        released = [self._held.popleft() for _ in range(min(HELD_AT_ONCE, len(self._held)))]
+        if self._held:
+            self._loop.call_later(HOLD, self._release)
+        for stream in released:
+            stream.is_held = False
+            if stream.backlog:
+                self._queue_up(stream)
         self._serve()
 
     # --- bytes ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from foundation.bucket import BURST_SECONDS
 from foundation.faults import Fault
 from foundation.reasons import Reason
-from foundation.tunnel import MOST_BUFFERED, QUANTUM, Tunnel
+from foundation.tunnel import HELD_AT_ONCE, MOST_BUFFERED, QUANTUM, Tunnel
 from foundation.wire.streams import StreamRefusal
 from foundation.wire.tunnel import HEADER, MAX_DATA, WINDOW, Kind
 from foundation.wire.tunnel_budget import DATA_COST, FRAMES_OF_NODE, WORTHWHILE
@@ -225,13 +225,12 @@ async def test_a_program_that_writes_little_and_often_is_slowed_down_and_never_c
     """More small frames than a gateway bears of a node: they become fewer, and longer."""
     ends = Ends()
     streams = [(await ends.open())[0] for _ in range(20)]
-    writes, turns = 0, 0
+    writes = 0
     while writes < 4 * BURST:
         for stream in streams:
             stream.write(b"k")
             writes += 1
         await ends.settle()  # raises should the gateway refuse
-        turns += 1
     held = sum(stream.backlog for stream in streams)
     heard = sum(len(user.heard) for user in ends.gateway.users.values())
     assert 0 < held == writes - heard
@@ -255,9 +254,59 @@ async def test_who_has_much_to_send_is_not_held_up_by_those_with_little() -> Non
     await ends.settle()
     assert (small.backlog, large.backlog) == (1, 0)
     small.write(bytes(WORTHWHILE))
-    ends.node.tunnel._release()
     await ends.settle()
     assert small.backlog == 0
+
+
+async def test_what_is_held_comes_before_the_end_of_its_stream() -> None:
+    """And a stream that is half closed is answered as ever."""
+    ends = Ends()
+    first, _ = await ends.open()
+    while not first.backlog:
+        first.write(b"k")
+        await ends.settle()
+    stream, user = await ends.open()
+    stream.write(b"question")
+    stream.end()
+    await ends.settle()
+    theirs = ends.gateway.users[stream.number]
+    assert (bytes(theirs.heard), theirs.told) == (b"", [])
+    for end in (ends.node, ends.gateway):
+        end.clock.advance(1)
+    ends.node.tunnel._release()
+    await ends.settle()
+    assert (bytes(theirs.heard), theirs.told) == (b"question", ["ended"])
+    ends.gateway.requests[1].write(b"answer")
+    ends.gateway.requests[1].end()
+    await ends.settle()
+    assert (bytes(user.heard), user.told) == (b"answer", ["accepted", "ended"])
+
+
+async def test_those_that_are_held_are_looked_at_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of them are no work while nothing is borne."""
+    ends = Ends()
+    streams = [(await ends.open())[0] for _ in range(2 * HELD_AT_ONCE)]
+    while not streams[0].backlog:
+        streams[0].write(b"k")
+        await ends.settle()
+    for stream in streams:
+        stream.write(b"k")
+    await ends.settle()
+    asked = 0
+    allows = ends.node.tunnel.state.allows
+
+    def counted(now: float, *, needed: bool = False) -> bool:
+        nonlocal asked
+        asked += 1
+        return allows(now, needed=needed)
+
+    monkeypatch.setattr(ends.node.tunnel.state, "allows", counted)
+    ends.node.tunnel._release()
+    assert asked == HELD_AT_ONCE
+    ends.node.clock.advance(1)
+    for _ in range(2):
+        ends.node.tunnel._release()
+    assert not any(stream.backlog for stream in streams)
 
 
 async def test_empty_datagrams_beyond_what_is_borne_are_dropped_and_the_tunnel_stands() -> None:
