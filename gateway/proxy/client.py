@@ -7,10 +7,12 @@ exchange's `body_came`, `tunnel_came`, `spoke_early`, `client_full`, `client_dra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
+from gateway.proxy.headers import Field
 from gateway.proxy.http1 import ResponseHead
 from gateway.proxy.identify import Caller
 from gateway.proxy.services import ConnectionServices
@@ -46,12 +48,14 @@ class Client(Protocol):
     def inform(self, head: ResponseHead) -> None:
         """An informational response (RFC 9110 §15.2)."""
 
-    def respond(self, head: ResponseHead, decision: str, payload: bytes, done: bool) -> None:
+    def respond(
+        self, head: ResponseHead, decision: str, payload: bytes, done: bool, trailers: Sequence[Field] = ()
+    ) -> None:
         """The final response's head, the id of the decision behind it, and what came of its body; all of it when
-        `done`."""
+        `done`, with the trailers that the client takes."""
 
-    def respond_more(self, payload: bytes, done: bool) -> None:
-        """More of the response's body; it may be empty."""
+    def respond_more(self, payload: bytes, done: bool, trailers: Sequence[Field] = ()) -> None:
+        """More of the response's body, as in `respond`; it may be empty."""
 
     def refuse(self, fault: Fault, decision: str) -> None:
         """Answer with `fault`: no byte of another answer is out."""

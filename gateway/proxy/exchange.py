@@ -8,6 +8,7 @@ client's protocol says it is the client's affair (`gateway.proxy.client.Client`)
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
@@ -16,7 +17,7 @@ from gateway.access.lines import Access
 from gateway.proxy.assertion import PLAIN
 from gateway.proxy.client import Client
 from gateway.proxy.deciding import Deciding
-from gateway.proxy.headers import value_of
+from gateway.proxy.headers import Field, value_of
 from gateway.proxy.http1 import CHUNKED, RequestHead, ResponseHead
 from gateway.proxy.http1_write import chunks, request_head, trace_lines
 from gateway.proxy.identify import Peer
@@ -178,8 +179,8 @@ class HttpExchange(Deciding):
 
     # --- the request's body, and what a tunnel carries -------------------------------------------------
 
-    def body_came(self, payload: bytes, done: bool) -> None:
-        """A piece of the request's body, which may be empty; after `done` none comes."""
+    def body_came(self, payload: bytes, done: bool, trailers: Sequence[Field] = ()) -> None:
+        """A piece of the request's body, which may be empty; after `done` none comes, and its trailers are these."""
         upstream = self._upstream
         if upstream is None:
             return
@@ -188,7 +189,7 @@ class HttpExchange(Deciding):
             self.refuse(self._too_large())
             return
         self._body_done = upstream.request_done = done
-        data = chunks(payload, done) if self._head.length == CHUNKED else payload
+        data = chunks(payload, done, trailers) if self._head.length == CHUNKED else payload
         if data:
             upstream.write(data)
         if self._status == 0:
@@ -224,7 +225,7 @@ class HttpExchange(Deciding):
             return
         self._client.inform(head)
 
-    def response(self, head: ResponseHead, payload: bytes, done: bool) -> None:
+    def response(self, head: ResponseHead, payload: bytes, done: bool, trailers: Sequence[Field] = ()) -> None:
         if head.status == _UNAVAILABLE and self._route.retry_503 and self._elsewhere(done):
             return
         self._status = head.status
@@ -232,7 +233,9 @@ class HttpExchange(Deciding):
         if done:
             self._upstream = None  # it has let go of this exchange already
         self._sent += len(payload)
-        self._client.respond(head, self._decision_id(), payload, done)
+        if trailers and not self._head.takes_trailers:
+            trailers = ()
+        self._client.respond(head, self._decision_id(), payload, done, trailers)
 
     def _elsewhere(self, done: bool) -> bool:
         """The upstream says that it is unavailable: ask another address, if that may be; whether it is asked."""
@@ -247,13 +250,15 @@ class HttpExchange(Deciding):
         self._repeat(fresh=False)
         return True
 
-    def response_data(self, payload: bytes, done: bool) -> None:
+    def response_data(self, payload: bytes, done: bool, trailers: Sequence[Field] = ()) -> None:
         if done:
             self._upstream = None
         if self._route.idle_timeout:
             self._await_more()
         self._sent += len(payload)
-        self._client.respond_more(payload, done)
+        if trailers and not self._head.takes_trailers:
+            trailers = ()
+        self._client.respond_more(payload, done, trailers)
 
     def upgraded(self, head: ResponseHead, data: bytes) -> None:
         check_switched(self._head, head)

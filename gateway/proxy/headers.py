@@ -6,13 +6,16 @@ Laws held here:
   `_` and `.` are one name, for CGI and its heirs fold them: CVE-2026-88011);
 - hop-by-hop fields end here, those that `Connection` names too (RFC 9110 §7.6.1);
 - `Connection` may not name a field that an upstream decides by: removing it would change the request's meaning
-  (CVE-2024-45410), so that is refused.
+  (CVE-2024-45410), so that is refused;
+- a trailer never becomes a header, and passes only where it could have stood before the body and decided nothing there:
+  what frames, routes, authenticates, conditions, identifies or says how a body is to be read or kept is dropped
+  (RFC 9110 §6.5.1), for some upstream merges the two. Trailers that are no fields, or too many, are refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from enum import Enum, auto
 from functools import lru_cache
 from typing import NamedTuple
@@ -160,6 +163,45 @@ _IDENTITY_PREFIXES = (
     b"teleport-",
 )
 _MAX_CONTROL_BYTES = 1024
+MAX_TRAILERS = 32
+MAX_TRAILER_BYTES = 8192
+# No trailers, besides everything that is no PASS; names with `_` and `.` folded to `-`.
+_NEVER_TRAILERS = _MEANINGFUL | {
+    b"age",
+    b"alt-svc",
+    b"clear-site-data",
+    b"cookie2",
+    b"date",
+    b"early-data",
+    b"expires",
+    b"from",
+    b"link",
+    b"max-forwards",
+    b"pragma",
+    b"referer",
+    b"refresh",
+    b"retry-after",
+    b"set-cookie2",
+    b"strict-transport-security",
+    b"user-agent",
+    b"warning",
+}
+_NEVER_TRAILERS_PREFIXES = (
+    b"accept",
+    b"access-control-",
+    b"authentication-",
+    b"content-",
+    b"cross-origin-",
+    b"if-",
+    b"proxy-",
+    b"sec-",
+    b"x-api-",
+    b"x-auth",
+    b"x-content-",
+    b"x-csrf",
+    b"x-xsrf",
+)
+_MADE_FOR_TRAILERS = frozenset({b"content-digest"})  # RFC 9530 §6
 
 
 @lru_cache(maxsize=4096)
@@ -203,6 +245,28 @@ def sort(fields: Iterable[Field], ambiguous: Reason) -> Sorted:
     if named is not None:
         passed = _without_nominated(passed, named, ambiguous)
     return Sorted(passed, control)
+
+
+def trailers(fields: Sequence[Field], nominated: Collection[bytes], malformed: Reason) -> list[Field]:
+    """What passes of a trailer section (RFC 9110 §6.5), values without white space around them. `nominated`: what the
+    head's `Connection` names ends here (§7.6.1). Raises `Fault(malformed)`."""
+    if len(fields) > MAX_TRAILERS or sum([len(name) + len(value) for name, value in fields]) > MAX_TRAILER_BYTES:
+        raise Fault(malformed, "the trailers are too large", field="body")
+    passed = []
+    for name, value in fields:
+        try:
+            kind, lower = role(name)
+        except Fault as fault:
+            raise Fault(malformed, fault.detail, field="body") from None
+        if kind is PASS and lower not in nominated and _may_be_a_trailer(lower):
+            passed.append((name, value.strip(b" \t")))
+    return passed
+
+
+def _may_be_a_trailer(lower: bytes) -> bool:
+    folded = lower.replace(b"_", b"-").replace(b".", b"-")
+    never = folded in _NEVER_TRAILERS or folded.startswith(_NEVER_TRAILERS_PREFIXES)
+    return not never or lower in _MADE_FOR_TRAILERS
 
 
 def value_of(fields: Iterable[Field], lower: bytes) -> bytes:

@@ -5,7 +5,7 @@ a neighbour of ours may not is refused here, over the raw bytes:
 - line ends are CRLF alone; no folded lines, no control bytes; the request line is `METHOD SP target SP HTTP/1.1`;
 - one length: Content-Length once and in digits, or `Transfer-Encoding: chunked` alone, never both; none for GET, HEAD;
 - one Host, without user information or a dot at its end;
-- chunks have a plain size in hex, no extensions, and trailers are dropped.
+- chunks have a plain size in hex and no extensions; which trailers pass, `gateway.proxy.headers` judges.
 
 A header section that was read is remembered, within bounds and without those that carry secrets, or that never come
 again (a trace, a WebSocket's key): clients send the same one again and again, and reading it is a good part of what a
@@ -17,6 +17,7 @@ Requests are refused with their own reasons, responses with `UPSTREAM_INVALID`.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -34,7 +35,6 @@ CHUNKED = -1  # a length that the chunks tell
 UNTIL_CLOSE = -2  # a response's length that the end of the connection tells
 METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE"})
 MAX_CHUNK_LINE = 18  # sixteen hex digits and CRLF
-MAX_TRAILER_BYTES = 8192
 REMEMBERED = 1024  # sections of requests, by each reader
 REMEMBERED_ANSWERS = 128  # most bear the time (RFC 9110 §6.6.1): they come again for a second, then never
 REMEMBERED_BYTES = 1024  # of the longest of them
@@ -62,7 +62,8 @@ class Limits:
 @dataclass(slots=True)
 class RequestHead:
     """A request's head. `host` is in lower case, `authority` with its port as sent; `length` is that of the body in
-    bytes, or `CHUNKED`; `upgrade` is the protocol asked for, in lower case, or empty; `fields` are those that pass."""
+    bytes, or `CHUNKED`; `upgrade` is the protocol asked for, in lower case, or empty; `fields` are those that pass;
+    `nominated` is what `Connection` says; `takes_trailers`: whoever asks does not discard them (RFC 9110 §10.1.4)."""
 
     method: bytes
     target: bytes
@@ -76,13 +77,15 @@ class RequestHead:
     tracestate: bytes
     fields: list[Field]
     lines: bytes  # `fields`, as they are written
+    nominated: Sequence[bytes]
+    takes_trailers: bool
 
 
 @dataclass(slots=True)
 class ResponseHead:
     """A response's head. `length` is that of the body in bytes, `CHUNKED` or `UNTIL_CLOSE`; `declared` the
-    Content-Length that the response to a HEAD, or a 304, tells of the body that it leaves out. Shared by all that
-    answer with the same bytes: nobody changes it."""
+    Content-Length that the response to a HEAD, or a 304, tells of the body that it leaves out; `nominated` is what
+    `Connection` says. Shared by all that answer with the same bytes: nobody changes it."""
 
     status: int
     length: int
@@ -91,6 +94,7 @@ class ResponseHead:
     keep_alive: bool
     fields: list[Field]
     lines: bytes  # `fields`, as they are written
+    nominated: Sequence[bytes]
 
 
 class _Memory(dict[K, V]):
@@ -193,11 +197,12 @@ class ResponseReader:
 
 
 class Piece(NamedTuple):
-    """What was read of a body: payload, and the bytes behind the body's end once `done`."""
+    """What was read of a body: payload; once `done` the bytes behind the body's end, and the trailers that pass."""
 
     payload: bytes
     rest: bytes
     done: bool
+    trailers: Sequence[Field] = ()
 
 
 class Body(Protocol):
@@ -244,10 +249,11 @@ class UntilCloseBody:
 
 class ChunkedBody:
     """A chunked body (RFC 9112 §7.1). Sizes are hex digits and nothing else: extensions are refused, for parsers
-    disagree on where they end; trailers are read and dropped (§7.1.2)."""
+    disagree on where they end. `nominated` is what the head's `Connection` says."""
 
-    def __init__(self, malformed: Reason) -> None:
+    def __init__(self, malformed: Reason, nominated: Collection[bytes] = ()) -> None:
         self._malformed = malformed
+        self._nominated = nominated
         self._held = b""  # part of a size line, of a chunk's CRLF, or of the trailers
         self._left = 0  # of the present chunk's data
         self._between = False  # the CRLF behind a chunk's data comes next
@@ -301,22 +307,24 @@ class ChunkedBody:
             return Piece(payload, data[2:], True)
         end = data.find(HEAD_END)
         size = end if end >= 0 else len(data)
-        if size > MAX_TRAILER_BYTES:
+        if size > headers.MAX_TRAILER_BYTES:
             raise self._fault("the trailers are too large")
         if end < 0:
             self._held = data
             return Piece(payload, b"", False)
-        self._check_trailers(data[:end])
+        trailers = self._judge(data[:end])
         self.done = True
-        return Piece(payload, data[end + 4 :], True)
+        return Piece(payload, data[end + 4 :], True, trailers)
 
-    def _check_trailers(self, raw: bytes) -> None:
+    def _judge(self, raw: bytes) -> list[Field]:
         _check_raw(raw + HEAD_END, self._malformed)
+        fields = []
         for line in raw.split(b"\r\n"):
-            name, colon, _ = line.partition(b":")
+            name, colon, value = line.partition(b":")
             if not colon:
                 raise self._fault("a trailer is not a field")
-            headers.role(name)
+            fields.append((name, value))
+        return headers.trailers(fields, self._nominated, self._malformed)
 
     def _incomplete(self, possible: bool) -> int:
         if not possible:
@@ -327,11 +335,11 @@ class ChunkedBody:
         return Fault(self._malformed, detail, field="body")
 
 
-def body_of(length: int, malformed: Reason) -> Body:
-    """What reads a body of this length (a number of bytes, `CHUNKED` or `UNTIL_CLOSE`)."""
+def body_of(length: int, malformed: Reason, nominated: Collection[bytes] = ()) -> Body:
+    """What reads a body of this length (a number of bytes, `CHUNKED` or `UNTIL_CLOSE`), as `ChunkedBody` has it."""
     if length >= 0:
         return LengthBody(length)
-    return ChunkedBody(malformed) if length == CHUNKED else UntilCloseBody()
+    return ChunkedBody(malformed, nominated) if length == CHUNKED else UntilCloseBody()
 
 
 class _Parser(Protocol):
@@ -409,30 +417,24 @@ def _request_head(method: bytes, seen: _Seen) -> RequestHead:
         traceparent=control.get(b"traceparent", b""),
         tracestate=control.get(b"tracestate", b""),
         fields=passed,
-        lines=_lines(passed),
+        lines=lines_of(passed),
+        nominated=connection,
+        takes_trailers=b"te" in control and b"trailers" in headers.tokens(control[b"te"]),
     )
 
 
-_Section = tuple[bytes, bytes, int, bytes, bool, bool, bytes, bytes, list[Field], bytes]
+_Section = tuple[bytes, bytes, int, bytes, bool, bool, bytes, bytes, list[Field], bytes, Sequence[bytes], bool]
 
 
 def _section(head: RequestHead) -> _Section:
     """All of `head` that follows from its method and its header section."""
-    return (
-        head.host,
-        head.authority,
-        head.length,
-        head.upgrade,
-        head.expects_continue,
-        head.keep_alive,
-        head.traceparent,
-        head.tracestate,
-        head.fields,
-        head.lines,
-    )
+    of_ours = head.host, head.authority, head.length, head.upgrade, head.expects_continue, head.keep_alive
+    of_fields = head.traceparent, head.tracestate, head.fields, head.lines, head.nominated, head.takes_trailers
+    return (*of_ours, *of_fields)
 
 
-def _lines(fields: list[Field]) -> bytes:
+def lines_of(fields: Sequence[Field]) -> bytes:
+    """As they are written."""
     return b"".join([b"%b: %b\r\n" % field for field in fields])
 
 
@@ -487,5 +489,6 @@ def _response_head(status: int, persistent: bool, fields: list[Field], method: b
         upgrade=control.get(b"upgrade", b"").lower() if b"upgrade" in connection else b"",
         keep_alive=persistent and b"close" not in connection,
         fields=passed,
-        lines=_lines(passed),
+        lines=lines_of(passed),
+        nominated=connection,
     )

@@ -6,10 +6,13 @@ what can be passed on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from gateway.proxy.connection import ClientConnection
 from gateway.proxy.exchange import NEVER, HttpExchange
+from gateway.proxy.headers import Field
 from gateway.proxy.http1 import CHUNKED, HEAD_END, UNTIL_CLOSE, Body, LengthBody, RequestHead, ResponseHead, body_of
 from gateway.proxy.http1_write import chunks, informational, refused, response_head, switched
 from gateway.proxy.refusal import refusal
@@ -142,7 +145,7 @@ class Http1Connection(ClientConnection):
             self._refuse_unasked(fault, head)
             return
         self._exchange, self._head = exchange, head
-        self._body = None if head.length == 0 else body_of(head.length, Reason.REQUEST_AMBIGUOUS)
+        self._body = None if head.length == 0 else body_of(head.length, Reason.REQUEST_AMBIGUOUS, head.nominated)
         self._body_begun = False
         self._next_is = _HELD
         exchange.begin()
@@ -181,13 +184,13 @@ class Http1Connection(ClientConnection):
             return
         self._body_begun = True
         try:
-            payload, rest, done = body.feed(data)
+            payload, rest, done, trailers = body.feed(data)
         except Fault as fault:
             exchange.refuse(fault)
             return
         if done:
             self._body, self._next_is = None, _HELD
-        exchange.body_came(payload, done)
+        exchange.body_came(payload, done, trailers)
         if rest and self._exchange is exchange:
             self._hold(rest)
 
@@ -211,7 +214,9 @@ class Http1Connection(ClientConnection):
     def inform(self, head: ResponseHead) -> None:
         self.write(informational(head))
 
-    def respond(self, head: ResponseHead, decision: str, payload: bytes, done: bool) -> None:
+    def respond(
+        self, head: ResponseHead, decision: str, payload: bytes, done: bool, trailers: Sequence[Field] = ()
+    ) -> None:
         asked = self._head
         if asked is None:
             return
@@ -220,12 +225,12 @@ class Http1Connection(ClientConnection):
         self._chunked = chunked = head.length in {CHUNKED, UNTIL_CLOSE}
         head_only = asked.method == b"HEAD"
         raw = response_head(head, decision, chunked=chunked, head_only=head_only, close=not keep)
-        self.write(raw + (chunks(payload, done) if chunked else payload))
+        self.write(raw + (chunks(payload, done, trailers) if chunked else payload))
         if done:
             self._answered()
 
-    def respond_more(self, payload: bytes, done: bool) -> None:
-        data = chunks(payload, done) if self._chunked else payload
+    def respond_more(self, payload: bytes, done: bool, trailers: Sequence[Field] = ()) -> None:
+        data = chunks(payload, done, trailers) if self._chunked else payload
         if data:
             self.write(data)
         if done:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from foundation.trace import TraceContext
-from gateway.proxy.http1 import CHUNKED, RequestHead, ResponseHead
+from gateway.proxy.headers import Field
+from gateway.proxy.http1 import CHUNKED, RequestHead, ResponseHead, lines_of
 from gateway.proxy.refusal import Refusal
 from policies.model import CanonicalRequest
 
@@ -35,6 +37,8 @@ def request_head(request: CanonicalRequest, head: RequestHead, via: bytes, who: 
         lines.append(b"expect: 100-continue\r\n")
     if head.upgrade:
         lines.append(b"connection: upgrade\r\nupgrade: %b\r\n" % head.upgrade)
+    elif head.takes_trailers:
+        lines.append(b"connection: te\r\nte: trailers\r\n")
     lines.append(b"\r\n")
     return b"".join(lines)
 
@@ -77,11 +81,13 @@ def refused(refusal: Refusal, *, close: bool, head_only: bool) -> bytes:
     return b"".join((*lines, b"" if head_only else refusal.body))
 
 
-def chunks(payload: bytes, done: bool) -> bytes:
-    """`payload` as a chunk, if it is not empty; and the body's end, if it is `done` (RFC 9112 §7.1)."""
-    if not payload:
-        return LAST_CHUNK if done else b""
-    return b"%x\r\n%b\r\n%b" % (len(payload), payload, LAST_CHUNK if done else b"")
+def chunks(payload: bytes, done: bool, trailers: Sequence[Field] = ()) -> bytes:
+    """`payload` as a chunk, if it is not empty; and the body's end with its trailers, if it is `done` (RFC 9112
+    §7.1)."""
+    end = LAST_CHUNK if done else b""
+    if trailers and done:
+        end = b"0\r\n%b\r\n" % lines_of(trailers)
+    return b"%x\r\n%b\r\n%b" % (len(payload), payload, end) if payload else end
 
 
 def _decision_line(decision: str) -> bytes:

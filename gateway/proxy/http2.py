@@ -16,6 +16,7 @@ from collections.abc import Iterable
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
+from gateway.proxy import headers
 from gateway.proxy.headers import Field
 from gateway.proxy.http1 import METHODS, ResponseHead
 from gateway.proxy.refusal import Refusal
@@ -57,12 +58,18 @@ def as_http1(fields: Iterable[Field], *, ended: bool, websocket_key: bytes = b""
     return b"".join((start, *lines, b"\r\n"))
 
 
-def check_trailers(fields: Iterable[Field]) -> None:
-    """Trailers are dropped, but they have to be fields (RFC 9113 §8.1). Raises `Fault`."""
+def trailers_of(fields: Iterable[Field]) -> list[Field]:
+    """What passes of a request's trailer section, which has to be of fields (RFC 9113 §8.1). Raises `Fault`."""
     pseudo, regular = _parted(fields)
     if pseudo:
         raise _malformed("a pseudo-header field among the trailers")
     _check_bytes(regular)
+    return headers.trailers(regular, (), Reason.REQUEST_MALFORMED)
+
+
+def trailer_fields(trailers: Iterable[Field]) -> list[Field]:
+    """An answer's trailer section."""
+    return [(name.lower(), value) for name, value in trailers]
 
 
 def response_fields(head: ResponseHead, decision: str, *, head_only: bool) -> list[Field]:
@@ -141,6 +148,8 @@ def _lines(regular: list[Field], authority: bytes) -> tuple[list[bytes], bytes]:
                 raise Fault(Reason.REQUEST_AMBIGUOUS, "Host is not the :authority", field="host")
         elif name != b"te" or value != b"trailers":
             raise _malformed("a field that belongs to a connection of HTTP/1.1")
+        else:
+            lines.append(b"te: trailers\r\n")
     if crumbs:  # RFC 9113 §8.2.3
         lines.append(b"cookie: %b\r\n" % b"; ".join(crumbs))
     return lines, declared

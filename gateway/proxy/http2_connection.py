@@ -40,7 +40,7 @@ from gateway.proxy.connection import ClientConnection
 from gateway.proxy.exchange import NEVER
 from gateway.proxy.headers import Field
 from gateway.proxy.http1 import RequestHead
-from gateway.proxy.http2 import as_http1, check_trailers
+from gateway.proxy.http2 import as_http1, trailers_of
 from gateway.proxy.http2_budget import Budget, Flood, Overrun
 from gateway.proxy.http2_protocol import ALL_STREAMS, ServerProtocol, goaway
 from gateway.proxy.http2_stream import Http2Stream
@@ -212,11 +212,11 @@ class Http2Connection(ClientConnection):
             self._forget_unread(event.stream_id)
             return
         try:
-            check_trailers(event.headers or [])
+            trailers = trailers_of(event.headers or [])
         except Fault as fault:
             stream.spoil(fault)
             return
-        stream.data_came(b"", 0, True)
+        stream.data_came(b"", 0, True, trailers)
 
     def _reset_by_client(self, event: StreamReset) -> None:
         if not event.remote_reset:

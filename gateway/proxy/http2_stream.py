@@ -7,6 +7,7 @@ loses the stream.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from h2.errors import ErrorCodes
@@ -16,7 +17,7 @@ from foundation.reasons import Reason
 from gateway.proxy.exchange import NEVER, HttpExchange
 from gateway.proxy.headers import Field
 from gateway.proxy.http1 import RequestHead, ResponseHead
-from gateway.proxy.http2 import connected_fields, informational_fields, refusal_fields, response_fields
+from gateway.proxy.http2 import connected_fields, informational_fields, refusal_fields, response_fields, trailer_fields
 from gateway.proxy.http2_budget import MAX_FRAME_BYTES
 from gateway.proxy.identify import Caller
 from gateway.proxy.refusal import Refusal, refusal
@@ -53,6 +54,8 @@ class Http2Stream:
         "_paused",
         "_pending",
         "_stalled_at",
+        "_trailers",
+        "_trailers_came",
         "_unacknowledged",
         "ended",
         "id",
@@ -72,6 +75,8 @@ class Http2Stream:
         self._paused = False  # the upstream takes no more
         self._pending = bytearray()  # of the answer, waiting for the client's window or the transport
         self._last = False  # END_STREAM goes out with the last of it
+        self._trailers_came: Sequence[Field] = ()  # behind the request
+        self._trailers: Sequence[Field] = ()  # behind the answer
         self._full = False  # the upstream is held back
         self._stalled_at = NEVER  # the client must have taken something by then
         self._mark = 0  # bytes to be taken until that time moves on
@@ -100,18 +105,19 @@ class Http2Stream:
 
     # --- what the client sends ------------------------------------------------------------------------
 
-    def data_came(self, data: bytes, flow_controlled: int, ended: bool) -> None:
-        """DATA, or with `ended` the request's end. `flow_controlled` counts its padding too."""
+    def data_came(self, data: bytes, flow_controlled: int, ended: bool, trailers: Sequence[Field] = ()) -> None:
+        """DATA, or with `ended` the request's end, and its trailers. `flow_controlled` counts its padding too."""
         self._unacknowledged += flow_controlled
         self.ended = ended
         exchange, next_is = self._exchange, self._next_is
         if exchange is not None and next_is == _HELD:
+            self._trailers_came = trailers
             self._hold(exchange, data)
             return
         if exchange is None:
             pass  # it was refused: the rest of its body is dropped
         elif next_is == _BODY:
-            exchange.body_came(data, ended)
+            exchange.body_came(data, ended, trailers)
         else:
             exchange.tunnel_came(data)
             if ended:
@@ -145,7 +151,7 @@ class Http2Stream:
         self._next_is = _BODY
         held, self._held = self._held, []
         if (held or self.ended) and self._exchange is not None:
-            self._exchange.body_came(b"".join(held), self.ended)
+            self._exchange.body_came(b"".join(held), self.ended, self._trailers_came)
         if not self._paused:
             self._acknowledge()
 
@@ -166,13 +172,15 @@ class Http2Stream:
     def inform(self, head: ResponseHead) -> None:
         self._connection.send_headers(self.id, informational_fields(head), last=False)
 
-    def respond(self, head: ResponseHead, decision: str, payload: bytes, done: bool) -> None:
+    def respond(
+        self, head: ResponseHead, decision: str, payload: bytes, done: bool, trailers: Sequence[Field] = ()
+    ) -> None:
         head_only = self._head is not None and self._head.method == b"HEAD"
-        self._answer(response_fields(head, decision, head_only=head_only), payload, done)
+        self._answer(response_fields(head, decision, head_only=head_only), payload, done, trailers)
 
-    def respond_more(self, payload: bytes, done: bool) -> None:
+    def respond_more(self, payload: bytes, done: bool, trailers: Sequence[Field] = ()) -> None:
         self._pending += payload
-        self._last = done
+        self._last, self._trailers = done, trailers
         self._send()
 
     def refuse(self, fault: Fault, decision: str) -> None:
@@ -209,13 +217,13 @@ class Http2Stream:
         self._connection.reset(self.id, _CODES.get(reason, ErrorCodes.INTERNAL_ERROR))
         self._leave()
 
-    def _answer(self, fields: list[Field], payload: bytes, done: bool) -> None:
-        last = done and not payload
+    def _answer(self, fields: list[Field], payload: bytes, done: bool, trailers: Sequence[Field] = ()) -> None:
+        last = done and not payload and not trailers
         if self._connection.send_headers(self.id, fields, last=last):
             if last:
                 self._all_sent()
-            elif payload:
-                self.respond_more(payload, done)
+            elif payload or trailers:
+                self.respond_more(payload, done, trailers)
 
     # --- sending under flow control -------------------------------------------------------------------------
 
@@ -233,13 +241,23 @@ class Http2Stream:
             return 0
         data = bytes(pending[:size])
         del pending[:size]
-        if not self._connection.send_data(self.id, data, last=last):
+        if last and self._trailers:
+            sent = self._send_with_trailers(data)
+        else:
+            sent = self._connection.send_data(self.id, data, last=last)
+        if not sent:
             return -1
         if last:
             self._all_sent()
             return -1
         self._progress(size)
         return size
+
+    def _send_with_trailers(self, data: bytes) -> bool:
+        """The last of an answer, and what ends the stream behind it (RFC 9113 §8.1)."""
+        if data and not self._connection.send_data(self.id, data, last=False):
+            return False
+        return self._connection.send_headers(self.id, trailer_fields(self._trailers), last=True)
 
     @property
     def has_pending(self) -> bool:

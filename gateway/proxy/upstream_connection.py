@@ -7,11 +7,13 @@ anything else closes it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 from foundation.faults import Fault
 from foundation.reasons import Reason
 from foundation.tls import peer_certificate
+from gateway.proxy.headers import Field
 from gateway.proxy.http1 import HEAD_END, UNTIL_CLOSE, Body, Piece, ResponseHead, ResponseReader, body_of
 from gateway.upstreams.budget import Failure
 from gateway.upstreams.endpoint import Endpoint, Lane
@@ -38,9 +40,9 @@ class Sink(Protocol):
 
     def informational(self, head: ResponseHead) -> None: ...
 
-    def response(self, head: ResponseHead, payload: bytes, done: bool) -> None: ...
+    def response(self, head: ResponseHead, payload: bytes, done: bool, trailers: Sequence[Field] = ()) -> None: ...
 
-    def response_data(self, payload: bytes, done: bool) -> None: ...
+    def response_data(self, payload: bytes, done: bool, trailers: Sequence[Field] = ()) -> None: ...
 
     def upgraded(self, head: ResponseHead, data: bytes) -> None:
         """The upstream answered 101; from now on bytes come by `tunnelled`. Raises `Fault` to refuse that."""
@@ -210,7 +212,7 @@ class UpstreamConnection(asyncio.Protocol):
             piece = self._body.feed(data)
             if piece.done:
                 self._release(piece.rest)
-            sink.response_data(piece.payload, piece.done)
+            sink.response_data(piece.payload, piece.done, piece.trailers)
         else:
             self._read_head(sink, self._held + data if self._held else data)
 
@@ -244,11 +246,11 @@ class UpstreamConnection(asyncio.Protocol):
         if self._shows:
             self.endpoint.answered(head.status)
         self._keep = head.keep_alive and head.length != UNTIL_CLOSE
-        self._body = body = body_of(head.length, Reason.UPSTREAM_INVALID)
+        self._body = body = body_of(head.length, Reason.UPSTREAM_INVALID, head.nominated)
         piece = Piece(b"", data, True) if body.done else body.feed(data)
         if piece.done:
             self._release(piece.rest)
-        sink.response(head, piece.payload, piece.done)
+        sink.response(head, piece.payload, piece.done, piece.trailers)
 
     def _release(self, rest: bytes) -> None:
         """The response is whole: lend the connection to the next, or close it."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from foundation.faults import Fault
+from gateway.proxy.headers import Field
 from gateway.proxy.http1 import ResponseHead
 from gateway.proxy.upstream_connection import UpstreamConnection
 from gateway.upstreams.budget import Failure
@@ -28,10 +30,10 @@ class ProbeSink:
     def informational(self, head: ResponseHead) -> None:
         pass
 
-    def response(self, head: ResponseHead, payload: bytes, done: bool) -> None:
+    def response(self, head: ResponseHead, payload: bytes, done: bool, trailers: Sequence[Field] = ()) -> None:
         self._end("" if 200 <= head.status <= 299 else f"status {head.status}")
 
-    def response_data(self, payload: bytes, done: bool) -> None:
+    def response_data(self, payload: bytes, done: bool, trailers: Sequence[Field] = ()) -> None:
         pass
 
     def upgraded(self, head: ResponseHead, data: bytes) -> None:

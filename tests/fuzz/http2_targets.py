@@ -25,7 +25,7 @@ from hyperframe.frame import (
 from foundation.faults import Fault
 from foundation.tls import HTTP_2
 from gateway.proxy.http1 import Limits, RequestReader
-from gateway.proxy.http2 import as_http1, check_trailers
+from gateway.proxy.http2 import as_http1, trailers_of
 from gateway.proxy.http2_budget import Budget, Http2Settings, Overrun
 from tests.support.differential import check_authorised
 from tests.support.driven import DrivenGateway, driven_gateway
@@ -43,7 +43,7 @@ def _header_list(raw: bytes) -> None:
     except (HPACKError, ValueError):
         return
     with contextlib.suppress(Fault):
-        check_trailers(fields)
+        trailers_of(fields)
     said = dict(fields)
     written = as_http1(fields, ended=said.get(b":method") != b"CONNECT", websocket_key=b"a2V5")
     head = _REQUESTS.read(written)

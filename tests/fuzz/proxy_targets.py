@@ -41,7 +41,7 @@ def _request(raw: bytes) -> None:
         lines.append(b"Transfer-Encoding: chunked" if head.length == CHUNKED else b"Content-Length: %d" % head.length)
     again = _REQUESTS.read(b"\r\n".join(lines) + b"\r\n\r\n")
     plain = {"upgrade": b"", "expects_continue": False, "keep_alive": True, "traceparent": b"", "tracestate": b""}
-    assert again == replace(head, **plain)  # type: ignore[arg-type]
+    assert again == replace(head, **plain, nominated=[], takes_trailers=False)  # type: ignore[arg-type]
     assert all(role(name)[0] in {Role.PASS, Role.SINGLE} for name, _ in head.fields)
 
 
@@ -63,8 +63,11 @@ def _chunks(raw: bytes) -> None:
     assert (payload, one_by_one.done) == (piece.payload, piece.done)
     if piece.done:
         whole = raw[: len(raw) - len(piece.rest)]
-        written = chunks(piece.payload, True)
+        written = chunks(piece.payload, True, piece.trailers)
         assert _llhttp(whole) == _llhttp(written) == (piece.payload, 1)
+        again = ChunkedBody(Reason.REQUEST_AMBIGUOUS).feed(written)
+        assert (again.payload, again.rest, list(again.trailers)) == (piece.payload, b"", list(piece.trailers))
+        assert all(role(name)[0] is Role.PASS for name, _ in piece.trailers)
 
 
 def _llhttp(body: bytes) -> tuple[bytes, int]:

@@ -111,6 +111,8 @@ class RawClient:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
+        self.trailers: list[bytes] = []
+        """The lines behind the last chunked body."""
 
     def send(self, data: bytes) -> None:
         self.writer.write(data)
@@ -144,10 +146,12 @@ class RawClient:
     async def chunks(self) -> AsyncIterator[bytes]:
         while True:
             size = int((await self.reader.readline()).strip(), 16)
-            payload = await self.reader.readexactly(size + 2)
             if size == 0:
-                return
-            yield payload[:-2]
+                break
+            yield (await self.reader.readexactly(size + 2))[:-2]
+        self.trailers = []
+        while line := (await self.reader.readline())[:-2]:
+            self.trailers.append(line)
 
     async def ended(self) -> bytes:
         """What comes until the connection ends, however it ends."""

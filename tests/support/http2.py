@@ -37,6 +37,7 @@ class Told:
     status: int = 0
     headers: Headers = field(default_factory=list)
     body: bytes = b""
+    trailers: Headers = field(default_factory=list)
     ended: bool = False
     reset: int | None = None  # the error code of RST_STREAM
 
@@ -192,6 +193,8 @@ class Http2Client:
             told.body += event.data or b""
             if self.acknowledges and event.flow_controlled_length:
                 self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id or 0)
+        elif isinstance(event, h2.events.TrailersReceived):
+            told.trailers = _text(event.headers)
         elif isinstance(event, h2.events.StreamEnded):
             told.ended = True
         elif isinstance(event, h2.events.StreamReset):

@@ -31,6 +31,7 @@ class Request(NamedTuple):
     fields: list[Field]
     body: bytes | None
     declared: bool  # the body's length, rather than chunks or DATA alone
+    trailers: list[Field]
 
     def by_http1(self) -> bytes:
         lines = [self.method + b" " + self.target + b" HTTP/1.1", b"Host: control.example"]
@@ -41,7 +42,8 @@ class Request(NamedTuple):
             framed = self.body
         elif self.body is not None:
             lines.append(b"Transfer-Encoding: chunked")
-            framed = (b"%x\r\n%b\r\n" % (len(self.body), self.body) if self.body else b"") + b"0\r\n\r\n"
+            framed = b"%x\r\n%b\r\n" % (len(self.body), self.body) if self.body else b""
+            framed += b"".join([b"0\r\n", *[b"%b: %b\r\n" % field for field in self.trailers], b"\r\n"])
         return b"\r\n".join(lines) + b"\r\n\r\n" + framed
 
     def by_http2(self, client: H2Connection) -> None:
@@ -52,7 +54,9 @@ class Request(NamedTuple):
             fields.append((b"content-length", b"%d" % len(self.body)))
         client.send_headers(number, fields, end_stream=self.body is None)
         if self.body is not None:
-            client.send_data(number, self.body, end_stream=True)
+            client.send_data(number, self.body, end_stream=not self.trailers)
+            if self.trailers:
+                client.send_headers(number, self.trailers, end_stream=True)
 
 
 _SEGMENTS = st.sampled_from([b"a", b"B9", b"caf%C3%A9", b"%61", b"..", b"%2F", b"", b";x", b"v1", b"~u"])
@@ -71,6 +75,7 @@ _NAMES = st.sampled_from(
         b"traceparent",
         b"content-type",
         b"trailer",
+        b"x-sum",
     ]
 )
 _VALUES = st.sampled_from([b"", b"1", b"a, b", b"caf\xe9", b"100-continue", b"x" * 300])
@@ -82,7 +87,10 @@ def _requests(draw: st.DrawFn) -> Request:
     segments, query = draw(_TARGETS)
     body = None if method in {b"GET", b"HEAD", b"TRACE"} else draw(st.none() | st.binary(max_size=40))
     fields = draw(st.lists(st.tuples(_NAMES, _VALUES), max_size=4))
-    return Request(method, b"/" + b"/".join(segments) + query, fields, body, draw(st.booleans()))
+    fields += draw(st.sampled_from([[], [(b"te", b"trailers")]]))
+    declared = draw(st.booleans())
+    behind = [] if declared or body is None else draw(st.lists(st.tuples(_NAMES, _VALUES), max_size=3))
+    return Request(method, b"/" + b"/".join(segments) + query, fields, body, declared, behind)
 
 
 @pytest.fixture

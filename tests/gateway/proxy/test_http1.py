@@ -176,7 +176,7 @@ def test_chunks_are_read_the_same_however_they_arrive(parts: list[bytes], behind
 
 @given(st.lists(st.integers(0, 400)))
 @settings(max_examples=100, deadline=None)
-def test_trailers_are_read_and_dropped(cuts: list[int]) -> None:
+def test_trailers_end_a_body_however_they_arrive(cuts: list[int]) -> None:
     assert read_in_pieces(b"2\r\nab\r\n0\r\nA: b\r\nC: d\r\n\r\nnext", cuts) == (b"ab", b"next", True)
 
 

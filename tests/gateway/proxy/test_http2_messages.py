@@ -10,7 +10,7 @@ from foundation.faults import Fault
 from foundation.reasons import Reason
 from gateway.proxy.headers import Field
 from gateway.proxy.http1 import CHUNKED, Limits, RequestReader, ResponseReader
-from gateway.proxy.http2 import as_http1, check_trailers, connected_fields, informational_fields, response_fields
+from gateway.proxy.http2 import as_http1, connected_fields, informational_fields, response_fields, trailers_of
 
 PSEUDO = [(b":method", b"POST"), (b":scheme", b"https"), (b":authority", b"a.example"), (b":path", b"/x?y=1")]
 MALFORMED = {Reason.REQUEST_MALFORMED, Reason.REQUEST_AMBIGUOUS}
@@ -33,7 +33,9 @@ def refused(fields: list[Field], *, ended: bool = True) -> Reason:
 
 def test_a_header_list_is_the_head_that_it_stands_for() -> None:
     fields = [*PSEUDO, (b"accept", b"*/*"), (b"te", b"trailers"), (b"host", b"A.example"), (b"x-a", b"")]
-    assert as_http1(fields, ended=True) == (b"POST /x?y=1 HTTP/1.1\r\nhost: a.example\r\naccept: */*\r\nx-a: \r\n\r\n")
+    assert as_http1(fields, ended=True) == (
+        b"POST /x?y=1 HTTP/1.1\r\nhost: a.example\r\naccept: */*\r\nte: trailers\r\nx-a: \r\n\r\n"
+    )
 
 
 def test_a_body_has_the_length_that_is_declared_or_chunks() -> None:
@@ -132,10 +134,10 @@ def test_a_websocket_is_asked_for_by_extended_connect() -> None:
 
 
 def test_trailers_are_fields() -> None:
-    check_trailers([(b"grpc-status", b"0")])
-    for bad in ([(b":path", b"/")], [(b"A", b"1")], [(b"a", b"1\n")]):
+    assert trailers_of([(b"grpc-status", b"0"), (b"cookie", b"a=b")]) == [(b"grpc-status", b"0")]
+    for bad in ([(b":path", b"/")], [(b"A", b"1")], [(b"a", b"1\n")], [(b"a", b"1")] * 33, [(b"a", b"1" * 9000)]):
         with pytest.raises(Fault):
-            check_trailers(bad)
+            trailers_of(bad)
 
 
 def test_answers_keep_their_fields_in_lower_case() -> None:

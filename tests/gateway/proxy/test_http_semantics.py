@@ -82,29 +82,7 @@ async def test_a_100_that_was_not_asked_for_is_not_told(tmp_path: Path) -> None:
             assert (await client.answer()).status == 200
 
 
-# --- trailers (RFC 9110 §6.5), and answers without a body ------------------------------------------------------
-
-
-async def test_trailers_are_dropped_in_both_directions(tmp_path: Path) -> None:
-    answer = b"HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\n\r\n"
-    seen = b""
-
-    async def summing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal seen
-        while True:
-            seen = await head_of(reader) + await reader.readuntil(b"0\r\n\r\n")
-            writer.write(answer)
-
-    async with gateway_to(RawUpstream(summing), tmp_path) as plane:
-        client = await plane.connect()
-        for _ in range(2):  # the connections are whole behind them
-            lines = ("Transfer-Encoding: chunked", "TE: trailers", "Trailer: X-Sum")
-            client.send(request_bytes("POST", "/x", *lines) + b"3\r\nabc\r\n0\r\nX-Sum: 1\r\nX-Real-IP: 1\r\n\r\n")
-            _, headers = await client.head()
-            assert [piece async for piece in client.chunks()] == [b"ok"]
-            assert not {"trailer", "x-sum"} & set(dict(headers))
-    assert seen.endswith(b"\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
-    assert b"railer" not in seen
+# --- answers without a body -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

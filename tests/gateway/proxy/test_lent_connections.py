@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, cast
 
+from gateway.proxy.headers import Field
 from gateway.proxy.http1 import Limits, ResponseHead, ResponseReader
 from gateway.proxy.upstream import UpstreamSettings
 from gateway.proxy.upstream_connection import Sink, UpstreamConnection
@@ -41,7 +43,7 @@ class FullClient:
         self._upstream = upstream
         self.whole = False
 
-    def response(self, head: ResponseHead, payload: bytes, done: bool) -> None:
+    def response(self, head: ResponseHead, payload: bytes, done: bool, trailers: Sequence[Field] = ()) -> None:
         self._upstream.pause_reading()
         self.whole = done
 
