@@ -3,8 +3,7 @@
 Laws held here:
 - what policy cannot read is not kept;
 - of a leaf that the schema marks `"masked": true` a keyed hash is kept, never the value (`foundation.decisionlog.
-  masking`);
-- what was kept answers for a policy that reads no more than that (`covers`): any other reads what is not there.
+  masking`): of it only equality is known.
 """
 
 from __future__ import annotations
