@@ -5,6 +5,7 @@ Laws held here:
   load leaves the revision before in force, and the refusal is on the audit log;
 - the floor is on disk before the revision is enforced, so that a restart cannot take an older one;
 - a revision that did not load because its policy server was away is enforced once that is back;
+- what is kept is kept before it is in force anywhere: a gateway that is killed forgets nothing that it enforced;
 - a broken feed ages the facts (`policies.staleness`); it never removes them, and it never adds one;
 - what was kept from before a restart goes through the same hands as what the authority sends.
 """
@@ -136,9 +137,9 @@ class Follower:
             await self._apply(change)
 
     async def _take(self, change: Change) -> None:
-        await self._apply(change)
         if self._kept is not None and not isinstance(change, PolicyPublished):
             self._kept.keep(change)
+        await self._apply(change)
 
     async def _apply(self, change: Change) -> None:
         if isinstance(change, PolicyPublished):
@@ -163,14 +164,14 @@ class Follower:
             await self._refuse(change, fault)
             return
         self._put_off = None
+        if self._kept is not None:
+            self._kept.keep(change)
         await self._audit.append(
             AuditEvent("policy.enforced", "gateway", f"revision/{part.revision}", detail={"digest": part.digest})
         )
         self._others.enforce(part.revision)
         self._store.publish_policy(part)
         await self._others.keep_up()
-        if self._kept is not None:
-            self._kept.keep(change)
         if before is not None:
             await before.engine.close()
 

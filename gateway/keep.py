@@ -5,7 +5,7 @@ last heartbeat says how old the facts are: what that age forbids is `policies.st
 is verified and held against the floor as if the authority had just sent it.
 
 Laws held here:
-- a change is with the kernel as soon as it is in force, so that a gateway that is killed forgets no revocation; on the
+- a change is with the kernel before it is in force, so that a gateway that is killed forgets no revocation; on the
   disk it is within `SYNC_SECONDS`;
 - a line that was torn by a crash is the last one, and left out. Any other damage makes the whole file worthless: facts
   with holes are worse than none, for the hole may be a revocation;
@@ -61,7 +61,7 @@ class KeptFacts:
         return found
 
     def keep(self, change: Change) -> None:
-        """`change` is in force."""
+        """`change` is to be in force."""
         if isinstance(change, PolicyPublished):
             if change == self._policy:
                 return  # it was recalled

@@ -129,3 +129,39 @@ async def test_a_revision_whose_policy_server_was_away_is_enforced_with_a_later_
         ("policy.refused", "revision/2"),
         ("policy.enforced", "revision/2"),
     ]
+
+
+class KilledAtOnce:
+    """The followers and what is kept. Whoever is told a change may be the last that this process does."""
+
+    def __init__(self) -> None:
+        self.kept: list[Change] = []
+        self.in_force: list[tuple[object, bool]] = []
+
+    def recall(self) -> tuple[Change, ...]:
+        return ()
+
+    def keep(self, change: Change) -> None:
+        self.kept.append(change)
+
+    def apply(self, change: Change) -> None:
+        self.in_force.append((change, change in self.kept))
+
+    async def keep_up(self) -> None:
+        pass
+
+    def enforce(self, revision: int) -> None:
+        revisions = [each.revision for each in self.kept if isinstance(each, PolicyPublished)]
+        self.in_force.append((revision, revision in revisions))
+
+
+async def test_nothing_is_in_force_anywhere_before_it_is_kept() -> None:
+    changed, beat = IdentityChanged(7, record()), heartbeat(5.0, 7)
+    feed, both = ScriptedFeed([PolicyPublished(1, b"ok"), PolicyPublished(2, b"bad"), changed, beat]), KilledAtOnce()
+    follower = Follower(feed, SnapshotStore(), load, Audit(), ManualClock(), both, both)
+    task = asyncio.create_task(follower.run())
+    await follower.caught_up.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert both.in_force == [(1, True), (changed, True), (beat, True)]
+    assert both.kept == [PolicyPublished(1, b"ok"), changed, beat]

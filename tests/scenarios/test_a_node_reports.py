@@ -78,8 +78,15 @@ def shown(system: System) -> dict[str, Any]:
 
 
 def until_shown(system: System, is_so: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
-    wait_until(lambda: is_so(shown(system)), what)
-    return shown(system)
+    """What was shown when it was so: what is shown a moment later may be another report."""
+    seen: list[dict[str, Any]] = []
+
+    def look() -> bool:
+        seen.append(shown(system))
+        return is_so(seen[-1])
+
+    wait_until(look, what)
+    return seen[-1]
 
 
 def is_whole(found: dict[str, Any]) -> bool:

@@ -11,14 +11,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.processes import PATIENCE
 from tests.support.system import Client, MakeSystem, MakeTpm, Node, System
 
 KEY = "YXR0ZXN0"
-HOLDS = 5.0
+HOLDS = 10.0  # seconds; a push on a busy machine takes some of them
 ROUNDS = """
 [enrolment.attestation]
 interval = "1s"
-holds = "5s"
+holds = "10s"
 """
 
 
@@ -60,9 +61,9 @@ def test_rounds_keep_a_stream_silence_cuts_it_and_one_push_brings_back(system: S
     with node.connect() as client:
         watch = client.watch(KEY)
         opened = time.time()
-        until = _attest(node)
-        assert until - opened < HOLDS + 10
-        while time.time() < opened + 2 * HOLDS:
+        first = until = _attest(node)
+        assert until - opened < HOLDS + PATIENCE
+        while time.time() < first:
             until = _attest(node)
         before = system.ended_for("cut_by_deadline")
         assert before == 0

@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,8 @@ from tests.support.split import Gateway, only_authority
 from tests.support.system import DOMAIN, MakeSystem, MakeTpm, Node, System
 
 KEY = "c3BsaXQ="
+EXPIRED = 600
+"""Seconds: longer than a start takes on the busiest machine, and much shorter than a certificate lasts."""
 
 
 @pytest.fixture
@@ -28,8 +31,9 @@ def authority(make_system: MakeSystem) -> Iterator[System]:
 def gateway(authority: System) -> Iterator[Gateway]:
     made = Gateway(authority, "gw-1")
     made.join(made.admit())
-    made.edit('stale_after = "30s"', 'stale_after = "15s"')
-    made.edit('expired_after = "1h"', 'expired_after = "15s"')
+    # A worker that a busy machine does not let run is not silent: those that are have tests/scenarios/test_workers.py.
+    made.edit("\n[gateway]\n", '\n[gateway]\nsilence = "1m"\n')
+    made.edit('expired_after = "1h"', f'expired_after = "{EXPIRED}s"')
     with made.running() as gateway:
         yield gateway
 
@@ -57,6 +61,19 @@ def refused(node: Node, reason: str) -> None:
     wait_until(lambda: reason in asked(node).err, f"{node.name} to be refused: {reason}")
 
 
+def everywhere(authority: System, node: Node) -> Any:
+    """Revoke `node`, again and again, until every gateway has said that it enforces that; what is told of it then. Who
+    revokes waits for a second, which a busy machine may need for itself."""
+    told: list[Any] = []
+
+    def is_in_force() -> bool:
+        told.append(authority.operate("inventory", "revoke", node.name, "--json").json["gateways"])
+        return told[-1]["unacknowledged"] == []
+
+    wait_until(is_in_force, "every gateway to say that it enforces the revocation")
+    return told[-1]
+
+
 def test_a_gateway_enforces_what_its_authority_decides(authority: System, gateway: Gateway, make_tpm: MakeTpm) -> None:
     node = enrolled(gateway, "edge-1", make_tpm)
     denied = node.call("POST", "/v3/kv/put", "--data", "{}", expect=1)
@@ -76,9 +93,8 @@ def test_who_revokes_is_told_which_gateways_have_not_followed(
     authority: System, gateway: Gateway, make_tpm: MakeTpm
 ) -> None:
     nodes = [enrolled(gateway, f"edge-{n}", make_tpm) for n in (1, 2)]
-    done = authority.operate("inventory", "revoke", nodes[0].name, "--json")
-    reach = done.json["gateways"]
-    assert (reach["acknowledged"], reach["unacknowledged"]) == (2, []), "its own API's facts, and the gateway"
+    reach = everywhere(authority, nodes[0])
+    assert reach["acknowledged"] == 2, "its own API's facts, and the gateway"
     assert reach["number"] == gateway.shown()["numbers"]["revocations"]
 
     assert gateway.process is not None
@@ -92,11 +108,10 @@ def test_who_revokes_is_told_which_gateways_have_not_followed(
     assert behind["number"] == reach["number"]
     assert f"not in force yet at {behind['id']}: last heard at" in done.err
     assert "what to do:" in done.err
-    (told,) = [record for record in authority.audited() if record["kind"] == "revocation.unacknowledged"]
-    assert told["detail"]["gateways"] == [behind["id"]]
+    *_, told = [record for record in authority.audited() if record["kind"] == "revocation.unacknowledged"]
+    assert (told["detail"]["number"], told["detail"]["gateways"]) == (done.json["gateways"]["number"], [behind["id"]])
     refused(nodes[1], "identity_revoked")
-    again = authority.operate("inventory", "revoke", nodes[1].name, "--json")
-    assert again.json["gateways"]["unacknowledged"] == []
+    everywhere(authority, nodes[1])
 
 
 def test_it_serves_on_while_the_authority_is_away_and_forgets_nothing(
@@ -116,9 +131,13 @@ def test_it_serves_on_while_the_authority_is_away_and_forgets_nothing(
     assert "identity_revoked" in revoked.call("GET", "/version", expect=1).err
 
     # 2. Facts that are too old serve no route of the class standard.
+    gateway.kill()
+    gateway.set_trust_time_ahead(EXPIRED)
+    gateway.start()
     refused(node, "staleness_exceeded")
 
     # 3. The authority comes back, and what happened there meanwhile is in force.
+    authority.set_trust_time_ahead(EXPIRED)
     authority.start()
     knows(gateway, node)
     authority.operate("inventory", "quarantine", "edge-1")
@@ -169,6 +188,7 @@ def test_a_restored_backup_brings_no_trust_back(
     shutil.copy(unused, tmp_path / "token")
     authority.operate("inventory", "revoke", "edge-1", "--reason", "key_compromise")
     refused(node, "identity_revoked")
+    wait_until(lambda: gateway.shown()["numbers"] == authority.numbers(), "the gateway to hear of the certificate too")
     # 2. The authority's disk is lost. The backup is put back and made safe by what the gateway kept.
     authority.kill()
     shutil.rmtree(authority.state)

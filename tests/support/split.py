@@ -15,7 +15,7 @@ from foundation.client import ApiClient
 from foundation.tls import KeyPair, client_context
 from tests.support.commands import Done
 from tests.support.processes import Running, answers
-from tests.support.system import DOMAIN, Client, Node, System, workers_of
+from tests.support.system import DOMAIN, PATIENT_ENGINE, Client, Node, System, set_trust_time_ahead, workers_of
 
 _LISTENERS = ("gateway", "api", "health")
 
@@ -79,14 +79,17 @@ class Gateway:
         return token
 
     def join(self, token: Path, expect: int = 0) -> Done:
-        """`sallyport join`, with facts that expire as soon as they may."""
+        """`sallyport join`."""
         words = ["join", self.name, "--trust-domain", DOMAIN, "--directory", str(self.state), "--host", self.listens]
         words += ["--enrolment", f"{self.system.host}:{self.system.ports['enrolment']}"]
         words += ["--api", f"{self.system.host}:{self.system.ports['api']}"]
         words += ["--policy-key", str(self.system.authority / "policy.pub"), "--token-file", str(token)]
         for name, port in self.ports.items():
             words += [f"--{name}-port", str(port)]
-        return self.system.run(*words, expect=expect)
+        done = self.system.run(*words, expect=expect)
+        if not expect:
+            self.edit(*PATIENT_ENGINE)
+        return done
 
     def edit(self, before: str, after: str) -> None:
         """Change the settings."""
@@ -109,6 +112,10 @@ class Gateway:
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()
+
+    def set_trust_time_ahead(self, seconds: float) -> None:
+        """While it is off: as if it had been off for longer."""
+        set_trust_time_ahead(self.state, seconds)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Gateway]:

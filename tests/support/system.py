@@ -130,6 +130,15 @@ class Client:
         self.connection.close()
 
 
+def set_trust_time_ahead(state: Path, seconds: float) -> float:
+    """The same of the installation whose state is in the folder `state`."""
+    path = state / "trust-time"
+    before = float(path.read_text()) if path.exists() else 0.0  # a crash may come before it is first written
+    floor = max(before, time.time()) + seconds
+    write_secret(path, f"{floor:.3f}".encode())
+    return floor
+
+
 def workers_of(pid: int) -> set[int]:
     """The process IDs of the workers of the main process `pid`."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -188,6 +197,7 @@ class System:
             words += [f"--{name}-port", str(self.ports[name])]
         done = self.run(*words)
         self.edit('classes = ["hardware"] ', 'classes = ["hardware", "virtual"] ')
+        self.edit(*PATIENT_ENGINE)
         self.config.write_text(self.config.read_text() + _MANY_ENROLMENTS)
         (self.state / "makers" / "virtual" / "maker.pem").write_bytes(self.maker.root_pem)
         return done
@@ -241,11 +251,7 @@ class System:
 
     def set_trust_time_ahead(self, seconds: float) -> float:
         """While it is off: as if it had been off for longer. Gives its trust time, in seconds since the Unix epoch."""
-        path = self.state / "trust-time"
-        before = float(path.read_text()) if path.exists() else 0.0  # a crash may come before it is first written
-        floor = max(before, time.time()) + seconds
-        write_secret(path, f"{floor:.3f}".encode())
-        return floor
+        return set_trust_time_ahead(self.state, seconds)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[System]:
@@ -461,5 +467,6 @@ class Node:
                 raise getattr(key, "fault", None) or error from error
 
 
+PATIENT_ENGINE = ("[policy]\n", '[policy]\ndecision_timeout = "5s"\n')  # a busy machine is no denial
 MakeSystem = Callable[[str], System]
 MakeTpm = Callable[[str], EmulatedTpm]
