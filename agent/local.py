@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import json
 import logging
 import pwd
 import re
@@ -32,11 +33,14 @@ from typing import Any, Protocol
 
 from agent.bundle import Held
 from foundation.clock import Clock
+from foundation.decisionlog.line import OMITTED
+from foundation.decisionlog.masking import Mask
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.identity import AttestationClass, SnapshotNumbers, State, Verdict
 from foundation.reasons import Reason
 from policies.engine import CompiledPolicy
+from policies.frozen import Freezer
 from policies.model import ACTIONS, FOREVER, Answer, CanonicalRequest, Decision, Denial, Permit, Query, judge
 from policies.settings import PolicySettings
 from policies.staleness import staleness
@@ -45,6 +49,7 @@ _NO_NUMBERS = SnapshotNumbers(0, 0, 0, 0)
 _CRITICAL = "critical"
 _SEGMENT = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*", re.ASCII)
 _MAX_PATH = 2048
+_MAX_ASKED = 8 * 1024  # bytes: half of what a record may have
 _MAX_UID = 2**32 - 2
 _STATES = {
     State.EXPECTED: Reason.IDENTITY_UNKNOWN,
@@ -117,11 +122,13 @@ def _segments(path: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class LocalAnswer:
-    """A decision, and what it rests on: the class of the bundle's age, and that age in seconds."""
+    """A decision, and what it rests on: the class of the bundle's age, and that age in seconds. `asked` is what the
+    record keeps of the question (`policies.frozen`), nothing where policy was not asked."""
 
     decision: Decision
     staleness: str = ""
     age: float = 0.0
+    asked: bytes = b""
 
 
 class LocalEngine(Protocol):
@@ -140,11 +147,12 @@ Record = Callable[[Mapping[str, Any]], bool]
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """A policy at work: its revision, its digest."""
+    """A policy at work: its revision, its digest, and what keeps the part of a question that it can read."""
 
     number: int
     digest: str
     engine: LocalEngine
+    freeze: Freezer
 
 
 def refusal(held: Held | None, now: float) -> Reason | None:
@@ -226,7 +234,7 @@ class LocalDecisions:
         numbers = held.bundle.numbers._replace(policy=loaded.number)
         given = loaded.engine.decide_now(query)
         decision = judge(self._decision_id(), query, given, until, numbers)
-        return LocalAnswer(decision, age.value, now - held.bundle.at)
+        return LocalAnswer(decision, age.value, now - held.bundle.at, loaded.freeze(query))
 
     def _refused(self, reason: Reason) -> LocalAnswer:
         numbers = self._held.bundle.numbers if self._held else _NO_NUMBERS
@@ -241,6 +249,7 @@ class LocalDecisions:
 
     def _put_on_record(self, question: Question, answer: LocalAnswer) -> bool:
         decision = answer.decision
+        asked = answer.asked if len(answer.asked) <= _MAX_ASKED else OMITTED
         return self._record(
             {
                 "id": decision.id,
@@ -253,8 +262,10 @@ class LocalDecisions:
                 "path": question.request.target.decode(),
                 "grant": decision.grant if isinstance(decision, Permit) else "",
                 "staleness": answer.staleness,
+                "age": round(answer.age, 3),
                 "numbers": decision.numbers._asdict(),
             }
+            | ({"input": json.loads(asked)} if asked else {})
         )
 
     async def _reload(self) -> None:
@@ -269,7 +280,8 @@ class LocalDecisions:
                 _LOG.error("a policy does not load: %s", fault)
                 self._replace(None)
                 return
-            self._replace(_Loaded(held.number, held.compiled.digest, engine))
+            freeze = Freezer(held.compiled.reads, Mask.forgetful())
+            self._replace(_Loaded(held.number, held.compiled.digest, engine, freeze))
         else:
             self._loaded = replace(self._loaded, number=held.number)
         if self._held is held:

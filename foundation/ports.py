@@ -105,6 +105,26 @@ class DecisionEntry:
     lost: bool = field(default=False, init=False)
 
 
+@dataclass(frozen=True, slots=True)
+class NodeWord:
+    """A record of a decision as a node delivered it: `body` is whatever that says. `at` is by the node's clock,
+    `received_at` by the authority's, both in seconds since the Unix epoch."""
+
+    node: SpiffeId
+    at: float
+    received_at: float
+    body: Mapping[str, Any]
+
+
+class NodeWords(Protocol):
+    """What nodes say of decisions."""
+
+    async def of_decision(self, decision_id: str) -> tuple[NodeWord, ...]:
+        """What nodes say of the decision with this ID, what was taken first in front; a few at most. Raises
+        `Fault(STORAGE_FAILED)`."""
+        ...
+
+
 class DecisionRecorder(Protocol):
     """Puts decisions on record before their answers go out. Both calls are synchronous and cheap."""
 

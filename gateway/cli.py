@@ -203,7 +203,8 @@ def explain_command(
     decision: Annotated[str, typer.Argument(help="The decision's ID: in every refusal, and in x-sallyport-decision.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say why a request was allowed or denied: the rule, the facts, the grants that came near."""
+    """Say why a request was allowed or denied: the rule, the facts, the grants that came near. What a node decided by
+    itself is told at its authority, as the node's word."""
     document = client.get(path_of("v1", "decisions", decision))
     if as_json:
         _out.print_json(data=document)

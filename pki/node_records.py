@@ -16,12 +16,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, insert, select, update
 
+from foundation.decisionlog.ids import is_decision_id
 from foundation.faults import Fault
 from foundation.identifiers import SpiffeId
+from foundation.ports import NodeWord
 from foundation.reasons import Reason
 from foundation.storage.connection import Connection
+from foundation.storage.statement import Statement
 from foundation.wire.records import CHAIN_START, NodeRecord, Receipt, RecordBatch, RecordKind, chained
 from pki.books import Books, Work
 from pki.tables import node_outboxes, node_records
@@ -29,6 +32,15 @@ from pki.tables import node_outboxes, node_records
 KEPT = 5000
 INCARNATIONS = 8
 MAX_PAGE = 1000
+MAX_WORDS = 4  # of one decision: two nodes that say they made it are one too many
+
+
+_OF_DECISION = Statement(
+    select(node_records)
+    .where(node_records.c.decision == bindparam("wanted"))
+    .order_by(node_records.c.received_at, node_records.c.node, node_records.c.number)
+    .limit(MAX_WORDS)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +57,7 @@ class KeptRecord:
 
 
 class NodeRecords:
-    """Nodes' records over the authority's tables."""
+    """Nodes' records over the authority's tables. Implements `foundation.ports.NodeWords`."""
 
     def __init__(self, books: Books) -> None:
         self._books = books
@@ -86,6 +98,12 @@ class NodeRecords:
         async with self._books.reading() as connection:
             rows = await connection.execute(query.order_by(node_records.c.number).limit(max(1, min(limit, MAX_PAGE))))
             return tuple(_kept(row) for row in rows)
+
+    async def of_decision(self, decision_id: str) -> tuple[NodeWord, ...]:
+        """See `foundation.ports.NodeWords.of_decision`. Reads the index alone."""
+        async with self._books.reading() as connection:
+            found = [_kept(row) for row in await connection.run(_OF_DECISION, {"wanted": decision_id})]
+        return tuple(NodeWord(each.node, each.record.at, each.received_at, each.record.body) for each in found)
 
 
 def _new(before: Receipt | None, batch: RecordBatch) -> int:
@@ -148,11 +166,18 @@ async def _keep(work: Work, node: SpiffeId, batch: RecordBatch, records: tuple[N
             "kind": records[new + i].kind.value,
             "received_at": work.now,
             "record": line,
+            "decision": _decision(records[new + i]),
         }
         for i, line in enumerate(batch.lines[new:])
     ]
     await work.connection.execute(insert(node_records), rows)
     await work.connection.execute(delete(node_records).where(mine, node_records.c.number <= last + len(rows) - KEPT))
+
+
+def _decision(record: NodeRecord) -> str | None:
+    """Of which decision a record is. Whatever a node may write there, only what looks like an ID is looked up."""
+    known = record.body.get("id") if record.kind is RecordKind.DECISION else None
+    return known if isinstance(known, str) and is_decision_id(known) else None
 
 
 def _kept(row: Any) -> KeptRecord:

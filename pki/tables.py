@@ -167,7 +167,8 @@ node_outboxes = Table(
     Column("updated_at", Float, nullable=False),
 )
 
-# What it delivered, the newest of each node, as its lines came. `number` counts those of one node, in order.
+# What it delivered, the newest of each node, as its lines came. `number` counts those of one node, in order; `decision`
+# is the ID of the decision that a record is of.
 node_records = Table(
     "node_records",
     metadata,
@@ -178,6 +179,7 @@ node_records = Table(
     Column("kind", String(16), nullable=False),
     Column("received_at", Float, nullable=False),
     Column("record", LargeBinary, nullable=False),
+    Column("decision", String(30), index=True),
     UniqueConstraint("node", "incarnation", "sequence"),
 )
 

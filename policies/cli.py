@@ -23,11 +23,12 @@ from foundation.files import read_bounded, write_atomic
 from foundation.identity import AttestationClass
 from foundation.reasons import Reason
 from policies.archive import MAX_ARCHIVE_BYTES
+from policies.explain import instant
 from policies.export import PORTS, SEGMENT_LABEL, Format, Gateways, export
 from policies.lifecycle.checking import TestReport, check, ending_grants, require_tests, run_tests
 from policies.lifecycle.revision import LoadedRevision, build, verify
 from policies.lifecycle.workspace import Workspace, WorkspaceInvalid, read_workspace
-from policies.present import faults_view, instant, revision_view, tests_view
+from policies.present import faults_view, revision_view, tests_view
 from policies.settings import CompileSettings
 from policies.shadow_cli import shadow
 from policies.signing import load_signing_key, parse_verifying_key

@@ -25,7 +25,7 @@ _FACTS = {
     "target.attestation": "the target's attestation is of class {found}; the route asks for {needs}",
     "target.segment": "the target is in segment {found}; the caller's segment reaches {needs}",
     "target.to": "the target is in segment {found}; the route leads to {needs}",
-    "staleness": "the gateway's facts are {found}; the route takes {needs}",
+    "staleness": "the facts that decided were {found}; the route takes {needs}",
 }
 # Facts of a refusal, and the sentence about them. The first one's presence decides.
 _GROUNDS = (
@@ -59,7 +59,8 @@ class NearMiss:
 class Explanation:
     """One decision, explained. `at` is in seconds since the Unix epoch; `revision` is the policy's that decided,
     `explained_by` the one that was asked why (0: none was). `cut` is the decision that ended the stream which ran by
-    this one, and `ended` the one whose stream this one ended; empty where there is none."""
+    this one, and `ended` the one whose stream this one ended; empty where there is none. `node` is the node that by its
+    own word decided itself, and `staleness` the class of its bundle's age; empty where a gateway decided."""
 
     decision: str
     allowed: bool
@@ -76,6 +77,8 @@ class Explanation:
     explained_by: int = 0
     cut: str = ""
     ended: str = ""
+    node: str = ""
+    staleness: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; reasons as codes."""
@@ -94,12 +97,16 @@ class Explanation:
 class Evidence:
     """What more than the record is known of a decision. `document` is the answer of the `explain` entrypoint of policy
     revision `revision` to what was kept of the question; None when policy was not asked then, or could not be now:
-    `note` says why. `cut` is the record of the decision that ended the stream which ran by this one."""
+    `note` says why. `cut` is the record of the decision that ended the stream which ran by this one. `said` is what
+    nodes say of it, a sentence each; `node` and `staleness` are as in `Explanation` (`policies.node_words`)."""
 
     document: Mapping[str, Any] | None = None
     revision: int = 0
     note: str = ""
     cut: Mapping[str, Any] | None = None
+    said: tuple[str, ...] = ()
+    node: str = ""
+    staleness: str = ""
 
 
 NOTHING_MORE = Evidence()
@@ -130,6 +137,8 @@ def explanation(record: Mapping[str, Any], evidence: Evidence = NOTHING_MORE) ->
         explained_by=evidence.revision if evidence.document is not None else 0,
         cut=evidence.cut["id"] if evidence.cut is not None else "",
         ended=record.get("cut", ""),
+        node=evidence.node,
+        staleness=evidence.staleness,
     )
 
 
@@ -143,7 +152,7 @@ class _Reader:
         self._input: Mapping[str, Any] = record.get("input") or {}
 
     def sentences(self, reasons: tuple[Reason, ...]) -> list[str]:
-        texts = [reason.meaning for reason in reasons]
+        texts = [*(reason.meaning for reason in reasons), *self._evidence.said]
         texts += grounds(self._record.get("facts", {}))
         texts += [_fact(item) for item in self._document.get("failed", ())]
         texts += [_deny(item) for item in self._document.get("denies", ())]
@@ -168,7 +177,7 @@ class _Reader:
         if cut is not None:
             codes = [cut.get("facts", {}).get("cut_for", cut["reasons"][0]), *cut["reasons"]]
             why = dict.fromkeys(Reason.from_code(code).meaning for code in codes)
-            texts.append(f"its stream was cut at {_instant(cut['at'])}: {'; '.join(why)}")
+            texts.append(f"its stream was cut at {instant(cut['at'])}: {'; '.join(why)}")
         if self._record.get("cut"):
             texts.append(f"this ended the stream that ran by {self._record['cut']}")
         return texts
@@ -229,10 +238,11 @@ def _put_there(by: Any) -> str:
 
 
 def _said(name: str, value: Any) -> str:
-    return _instant(value) if name in _TIMES else str(value)
+    return instant(value) if name in _TIMES else str(value)
 
 
-def _instant(seconds: float) -> str:
+def instant(seconds: float) -> str:
+    """UTC, to the second, of seconds since the Unix epoch."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
@@ -277,7 +287,7 @@ def _tier(item: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
 
 
 def _time(item: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    return f"it ended at {_instant(item['expires'])}"
+    return f"it ended at {instant(item['expires'])}"
 
 
 _LACKS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Any]], str]] = {

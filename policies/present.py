@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -11,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foundation.faults import Fault
-from policies.explain import Explanation
+from policies.explain import Explanation, instant
 
 if TYPE_CHECKING:  # an explanation needs no compiler
     from policies.lifecycle.checking import TestReport
@@ -23,7 +22,8 @@ def explanation_view(explained: Explanation) -> RenderableType:
     verdict = Text("allowed", "bold green") if explained.allowed else Text("denied", "bold red")
     head = Text.assemble(verdict, f"  {explained.what}  on route {explained.route or '(none)'}")
     codes = ", ".join(reason.code for reason in explained.reasons)
-    policy = f"policy revision {explained.revision}" if explained.revision else "the draft"  # revisions count from 1
+    none = "no policy" if explained.node else "the draft"  # revisions count from 1
+    policy = f"policy revision {explained.revision}" if explained.revision else none
     about = Text(f"{explained.who} at {instant(explained.at)}, {policy}: {codes}", "dim")
     parts: list[RenderableType] = [head, about, *(Text(f"  • {text}") for text in explained.sentences)]
     if explained.grant:
@@ -66,11 +66,6 @@ def revision_view(revision: LoadedRevision) -> RenderableType:
     for name, value in rows.items():
         table.add_row(Text(name, "bold"), Text(value))
     return table
-
-
-def instant(seconds: float) -> str:
-    """UTC, to the second."""
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
 def _fault(fault: Fault) -> Text:

@@ -14,7 +14,7 @@ from foundation.faults import Fault
 from foundation.files import open_key
 from foundation.identifiers import Kind, SpiffeId
 from foundation.identity import SnapshotNumbers
-from foundation.ports import ChangeFeed, IdentityDirectory
+from foundation.ports import ChangeFeed, IdentityDirectory, NodeWords
 from foundation.storage.database import Database
 from foundation.tls import KeyPair
 from foundation.trusttime import TrustTime
@@ -46,13 +46,15 @@ _LOG = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class AuthorityParts:
     """The feed of facts, our own certificate, whom to tell what is in force in all workers, what runs beside, who is
-    who (None: by the snapshot), and what only an authority serves."""
+    who (None: by the snapshot), what nodes say of decisions (None: it is elsewhere), and what only an authority
+    serves."""
 
     feed: ChangeFeed
     certificates: Certificates
     in_force: Callable[[SnapshotNumbers], None]
     background: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
     directory: IdentityDirectory | None = None
+    node_words: NodeWords | None = None
     routes: tuple[ApiRoute, ...] = ()
     enrolment_routes: tuple[ApiRoute, ...] = ()
 
@@ -89,6 +91,7 @@ async def _open(settings: Settings, base: Base, here: AuthoritySections, stack: 
             lambda: authority.node_health.keep_counting(base.metrics.nodes),
         ),
         directory=Standing(authority, enrolment.use),
+        node_words=authority.node_records,
         routes=tuple(_routes(settings, base, authority, enrolment, here.authority)),
         enrolment_routes=tuple(enrolment_routes(enrolment.enrolment)),
     )

@@ -80,7 +80,7 @@ def build_gateway(
         return follower.waits_for
 
     watch = Watch(store, base.time, settings.plane.staleness, scrape.gather, orders.ask, ready)
-    explainer = Explainer(store, base.decisions, shelf.engine)
+    explainer = Explainer(store, base.decisions, shelf.engine, authority.node_words)
     return GatewayParts(
         store,
         enforcer,

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from foundation.reasons import Reason
 from policies.access.classes import ANY, DIMENSIONS
-from policies.present import instant
+from policies.explain import instant
 
 _NAMES = 20
 _Document = Mapping[str, Any]

@@ -216,6 +216,7 @@ async def test_every_decision_is_a_record(here: Here) -> None:
     allowed, denied = here.ask(), here.ask("models", "DELETE", "/models/a", 1000)
     assert [each["id"] for each in here.records] == [allowed["decision"], denied["decision"]]
     assert here.records[0]["allow"] is True
+    assert here.records[1].pop("input")["identity"]["roles"] == ["reader"]  # what policy reads, and no more
     assert here.records[1] | {"id": ""} == {
         "id": "",
         "allow": False,
@@ -227,8 +228,24 @@ async def test_every_decision_is_a_record(here: Here) -> None:
         "path": "/models/a",
         "grant": "",
         "staleness": "fresh",
+        "age": 0.0,
         "numbers": {"policy": 1, "revocations": 0, "postures": 0, "inventory": 0},
     }
+
+
+async def test_what_policy_was_not_asked_for_has_no_question(here: Here) -> None:
+    here.ask()
+    assert here.records[0]["reasons"] == ["bundle_missing"]
+    assert "input" not in here.records[0]
+
+
+async def test_a_question_that_a_record_has_no_room_for_is_not_kept(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.local._MAX_ASKED", 10)
+    await here.refresh()
+    here.ask()
+    assert here.records[0]["input"] == {"omitted": "too large"}
 
 
 async def test_what_cannot_be_put_on_record_is_refused_on_a_critical_route(here: Here) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from foundation.faults import Fault
+from foundation.identifiers import SpiffeId
 from foundation.identity import PolicyPublished
+from foundation.ports import NodeWord
 from foundation.reasons import Reason
 from gateway import shelf as shelves
 from gateway.api.explaining import Explainer
@@ -41,10 +43,16 @@ class Records:
     cut: Mapping[str, Any] | None = None
     kept: Mapping[str, Any] | None = None
 
+    permit = False
+    missing = False
+
     async def find(self, decision_id: str) -> Mapping[str, Any]:
+        if self.missing:
+            raise Fault(Reason.NOT_FOUND, field="id")
         asked = query("r", roles=("a",), path=("y",))
         return {
-            "id": decision_id, "at": 1.8e9, "allow": False, "reasons": ["path_not_granted"], "route": "r",
+            "id": decision_id, "at": 1.8e9, "allow": self.permit, "route": "r",
+            "reasons": ["granted" if self.permit else "path_not_granted"],
             "identity": str(asked.identity.id), "method": "GET", "target": "/y", "grant": "",
             "numbers": [int(decision_id), 0, 0, 0], "input": self.kept or json.loads(json.dumps(asked.to_input())),
         }  # fmt: skip
@@ -53,12 +61,23 @@ class Records:
         return self.cut
 
 
+class Words:
+    """What nodes deliver, by decision."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, tuple[NodeWord, ...]] = {}
+
+    async def of_decision(self, decision_id: str) -> tuple[NodeWord, ...]:
+        return self.of.get(decision_id, ())
+
+
 class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder, self.store = folder, SnapshotStore()
         self.shelf = RevisionShelf(folder / "revisions", KEY.public_key, SETTINGS)
         self.records = Records()
-        self.explain = Explainer(self.store, self.records, self.shelf.engine)
+        self.words = Words()
+        self.explain = Explainer(self.store, self.records, self.shelf.engine, self.words)
         self._load = self.shelf.keeping(Enforcer(SETTINGS, KEY.public_key(), folder / "floor"))
 
     async def enforce(self, number: int) -> None:
@@ -155,3 +174,71 @@ async def test_a_masked_question_is_asked_with_a_word_on_it(bench: Bench) -> Non
     found = await bench.explain("1")
     assert any("keeps as a hash alone" in text for text in found.sentences)
     assert [miss.grant for miss in found.near_misses] == ["g1"]
+
+
+NODE = SpiffeId.parse("spiffe://fleet.example/node/edge-9")
+
+
+def word(number: int, **changes: Any) -> NodeWord:
+    """A node's own denial by revision `number`."""
+    asked = query("r", roles=("a",), path=("y",))
+    body = {
+        "allow": False, "reasons": ["path_not_granted"], "uid": 7, "route": "r", "method": "GET", "path": "/y",
+        "staleness": "fresh", "age": 3.0, "input": json.loads(json.dumps(asked.to_input())),
+        "numbers": {"policy": number, "revocations": 0, "postures": 0, "inventory": 0},
+    }  # fmt: skip
+    return NodeWord(NODE, 1.8e9, 1.8e9 + 60, body | changes)
+
+
+async def test_a_nodes_own_decision_is_explained_by_the_revision_of_its_bundle(bench: Bench) -> None:
+    for number in (1, 2):
+        await bench.enforce(number)
+    bench.records.missing, bench.words.of["d-9"] = True, (word(1),)
+    found = await bench.explain("d-9")
+    assert (found.decision, found.node, found.staleness, found.who) == ("d-9", str(NODE), "fresh", str(NODE))
+    assert (found.revision, found.explained_by, found.near_misses[0].grant) == (1, 1, "g1")
+    assert found.near_misses[0].lacks == ("it covers /x",)
+    assert "decided this itself, for its own program of the user 7, by its bundle of revision 1" in found.sentences[1]
+    assert "no gateway decided it" in found.sentences[2]
+
+
+async def test_a_question_that_a_node_made_up_explains_nothing_and_harms_nothing(bench: Bench) -> None:
+    await bench.enforce(1)
+    bench.records.missing = True
+    for made_up in ({}, {"identity": 7}, {"request": {"path": [[]] * 1000}}, {"omitted": "too large"}, "text", None):
+        bench.words.of["d-9"] = (word(1, input=made_up),)
+        found = await bench.explain("d-9")
+        assert (found.node, found.reasons) == (str(NODE), (Reason.PATH_NOT_GRANTED,))
+
+
+async def test_what_this_gateway_decided_its_own_log_says(bench: Bench) -> None:
+    await bench.enforce(1)
+    bench.words.of["1"] = (word(1, allow=True, reasons=["granted"]),)
+    found = await bench.explain("1")
+    assert (found.node, found.allowed) == ("", False)
+
+
+async def test_that_a_node_refused_what_was_permitted_is_told_as_its_word(bench: Bench) -> None:
+    await bench.enforce(1)
+    refused = {"reasons": ["service_not_offered"], "source": "s", "service": "db", "revision": 1, "floor": 2}
+    bench.records.permit, bench.words.of["1"] = True, (word(1, **refused),)
+    found = await bench.explain("1")
+    assert (found.node, found.allowed) == ("", True)
+    (said,) = [text for text in found.sentences if str(NODE) in text]
+    assert said.startswith(f"by its own word, {NODE} refused this stream itself, by its revision 2")
+    bench.records.missing = True
+    alone = await bench.explain("1")
+    assert (alone.node, alone.allowed, alone.who, alone.revision) == (str(NODE), False, "s", 2)
+
+
+async def test_what_nobody_knows_is_not_found(bench: Bench) -> None:
+    bench.records.missing = True
+    bench.words.of["d-8"] = (word(1, reasons=[]),)
+    for asked in ("d-7", "d-8"):
+        with pytest.raises(Fault) as caught:
+            await bench.explain(asked)
+        assert caught.value.reason is Reason.NOT_FOUND
+    away = Explainer(bench.store, bench.records, bench.shelf.engine)
+    with pytest.raises(Fault) as caught:
+        await away("d-7")
+    assert caught.value.reason is Reason.NOT_FOUND

@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, func, select
 
 from foundation.faults import Fault
 from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
+from foundation.storage import database
 from foundation.wire.records import CHAIN_START, NodeRecord, Receipt, RecordBatch, RecordKind, chained
 from pki import node_records
 from pki.node_records import INCARNATIONS
@@ -113,6 +116,74 @@ async def test_what_is_kept_is_bounded(site: Site, monkeypatch: pytest.MonkeyPat
         await site.authority.node_records.take(node, batch(1, 1, f"{i:032x}"))
     async with site.database.reading() as connection:
         assert await connection.scalar(select(func.count()).select_from(node_outboxes)) == INCARNATIONS
+
+
+def decision_id(number: int) -> str:
+    return f"d-{number:028x}"
+
+
+def of(ids: list[object], kind: RecordKind = RecordKind.DECISION, incarnation: str = ONE) -> RecordBatch:
+    """A first batch of records with these IDs."""
+    lines = tuple(NodeRecord(1e9, kind, {"id": each}).encode() for each in ids)
+    return RecordBatch(incarnation, 1, CHAIN_START, lines)
+
+
+async def test_a_decision_is_found_by_its_id(site: Site) -> None:
+    a, b = await site.expect("a"), await site.expect("b")
+    records = site.authority.node_records
+    await records.take(a, of([decision_id(n) for n in range(5)]))
+    site.clock.advance(10)
+    await records.take(b, of([decision_id(3)]))
+    assert [word.node for word in await records.of_decision(decision_id(2))] == [a]
+    found = await records.of_decision(decision_id(3))
+    assert [(word.node, word.at, word.body) for word in found] == [
+        (node, 1e9, {"id": decision_id(3)}) for node in (a, b)
+    ]
+    assert found[1].received_at == found[0].received_at + 10
+    assert await records.of_decision(decision_id(9)) == ()
+
+
+async def test_nothing_else_is_taken_for_a_decision(site: Site) -> None:
+    node, records = await site.expect(), site.authority.node_records
+    await records.take(node, of(["", "d-1", 7, None, {"d": 1}, decision_id(1).upper(), "x" * 4000]))
+    await records.take(node, of([decision_id(1)], RecordKind.AUDIT, OTHER))
+    for asked in ("", "d-1", decision_id(1), decision_id(1).upper()):
+        assert await records.of_decision(asked) == ()
+
+
+async def test_a_look_up_is_bounded_and_by_the_index(site: Site) -> None:
+    node, records = await site.expect(), site.authority.node_records
+    await records.take(node, of([decision_id(1)] * 20))
+    assert len(await records.of_decision(decision_id(1))) == node_records.MAX_WORDS
+
+    def plan(connection: Connection) -> str:
+        if connection.dialect.name != "sqlite":  # PostgreSQL goes by statistics, and reads a small table whole
+            return "ix_node_records_decision"
+        asked = node_records._OF_DECISION.clause.params(wanted="d")
+        text = asked.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})
+        return str(connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}").all())
+
+    async with site.database.reading() as connection:
+        assert "ix_node_records_decision" in await connection.run_sync(plan)
+
+
+async def test_records_from_before_they_were_looked_up_are_found_too(site: Site) -> None:
+    node, records = await site.expect(), site.authority.node_records
+    await records.take(node, of([*(decision_id(n) for n in range(2500)), "d-1", None]))
+    await records.take(node, of([decision_id(1)], RecordKind.HEALTH, OTHER))
+
+    def back_and_forth(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(Path(database.__file__).with_name("migrations")))
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0005")
+        command.upgrade(config, "head")
+
+    async with site.database.transaction() as connection:
+        await connection.run_sync(back_and_forth)
+    for number in (0, 1, 999, 1000, 1001, 2499):
+        assert [word.body for word in await records.of_decision(decision_id(number))] == [{"id": decision_id(number)}]
+    assert await records.of_decision("d-1") == ()
 
 
 async def test_an_audit_log_that_fails_takes_nothing(site: Site) -> None:

@@ -89,7 +89,8 @@ def test_a_node_goes_on_alone_until_its_bound_and_comes_back(cut_off: CutOff) ->
     cut_off.system.kill()
     assert cut_off.reasons("local") == ["granted"]
     cut_off.wait_until(lambda: cut_off.ask("local")["staleness"] == "stale", "the bundle to be stale")
-    assert cut_off.reasons("strict") == ["staleness_exceeded"]
+    denied = cut_off.ask("strict")
+    assert denied["reasons"] == ["staleness_exceeded"]
 
     # The agent is killed meanwhile: what it decided by, and what it noted, is on disk.
     cut_off.agent.kill()
@@ -104,6 +105,19 @@ def test_a_node_goes_on_alone_until_its_bound_and_comes_back(cut_off: CutOff) ->
     assert cut_off.decisions()[: len(asked)] == asked
     gaps = [each["body"] for each in cut_off.delivered() if each["kind"] == "gap"]
     assert [body.get("unclean") for body in gaps] == [True]  # the kill is told, and nothing was dropped
+    explained(cut_off, denied)
+
+
+def explained(cut_off: CutOff, denied: dict[str, Any]) -> None:
+    """What the node denied by itself is explained at the authority, as its own word."""
+    node, found = cut_off.agent.node.id, cut_off.system.operate("explain", denied["decision"], "--json").json
+    assert (found["node"], found["staleness"], found["revision"]) == (node, "stale", denied["revision"])
+    assert (found["reasons"], found["explained_by"]) == (["staleness_exceeded"], denied["revision"])
+    assert "the facts that decided were stale; the route takes fresh" in found["sentences"]
+    assert "grant strict would allow it but for that" in found["sentences"]
+    text = cut_off.system.operate("explain", denied["decision"]).out
+    assert f"{node} decided this itself, for its own program of the user 0" in text
+    assert "no gateway decided it" in text
 
 
 def answers(cut_off: CutOff) -> bool:
