@@ -8,7 +8,7 @@ OUT=build/compiled
 
 "$PYTHON" -c 'import Cython' 2>/dev/null ||
     "$PYTHON" -m pip install --quiet --disable-pip-version-check 'cython>=3.1' 'setuptools>=77'
-mkdir -p "$OUT"
+mkdir -p "$OUT/build"
 # The sources of the last time go, so that none stays that is no more; what was made of them stays.
 find "$OUT" -type f ! -name '*.c' ! -name '*.so' ! -path "$OUT/build/*" -delete
 git ls-files --cached --others --exclude-standard -z |
