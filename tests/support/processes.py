@@ -91,10 +91,15 @@ def running(words: Sequence[str], log: Path) -> Iterator[Running]:
 def wait_until(condition: Callable[[], bool], what: str, *, every: float = 0.005) -> None:
     """Ask again and again, `every` so many seconds, until `condition` holds: other processes tell nobody when they are
     done."""
-    until = time.monotonic() + PATIENCE
+    began = time.monotonic()
     while not condition():
-        assert time.monotonic() < until, f"waited in vain for {what}"
+        assert time.monotonic() - began < PATIENCE * crowding(), f"waited in vain for {what}"
         time.sleep(every)
+
+
+def crowding() -> float:
+    """How many times slower than alone a process is here now, about: how many want each processor, 1 at least."""
+    return max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
 
 
 def answers(url: str) -> bool:
