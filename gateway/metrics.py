@@ -5,7 +5,7 @@ Labels are names of our own (routes, reasons, statuses), never anything that a c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -20,6 +20,9 @@ from gateway.streams.registry import Registry
 from policies.cached import CachedEngine
 from policies.routes import Priority
 
+ENDINGS = ("killed", "died")
+"""How a worker ends unasked: by us, for it was silent, or by itself."""
+
 
 class GatewayMetrics:
     """Implements `gateway.proxy.services.ProxyMetrics` on one registry."""
@@ -32,6 +35,8 @@ class GatewayMetrics:
         self._flooded = Counter(
             "sallyport_http2_floods", "HTTP/2 connections ended for a flood", ("budget",), registry=registry
         )
+        _begin(self._shed, Priority)
+        _begin(self._flooded, Flood)
         self._dropped = Counter("sallyport_decisions_dropped", "Decisions no longer on record", registry=registry)
         about = "Lines of the access log that were not written"
         self._unlogged = Counter("sallyport_access_log_dropped", about, registry=registry)
@@ -110,6 +115,7 @@ class ProcessMetrics:
     def __init__(self, registry: CollectorRegistry, behind: Callable[[], float]) -> None:
         self._dropped = Counter("sallyport_decisions_dropped", "Decisions no longer on record", registry=registry)
         self._ended = Counter("sallyport_workers_ended", "Workers that ended unasked", ("how",), registry=registry)
+        _begin(self._ended, ENDINGS)
         self._ready = Gauge("sallyport_workers_ready", "Workers that carry the data plane", registry=registry)
         self._reloads = Counter("sallyport_reloads", "Reloads of the settings", ("result",), registry=registry)
         lag = Gauge("sallyport_clock_behind_seconds", "How far the wall clock lags trust time", registry=registry)
@@ -128,7 +134,7 @@ class ProcessMetrics:
             self._nodes.labels(standing.value).set(count)
 
     def worker_ended(self, how: str) -> None:
-        """`how` is `killed` (by us: it was silent), or `died`."""
+        """`how` is one of `ENDINGS`."""
         self._ended.labels(how).inc()
 
     def workers_ready(self, count: int) -> None:
@@ -137,3 +143,10 @@ class ProcessMetrics:
     def reloaded(self, result: str) -> None:
         """`result` is `applied`, `unchanged` or `refused`."""
         self._reloads.labels(result).inc()
+
+
+def _begin(counter: Counter, values: Iterable[str]) -> None:
+    """Let the series be there before the first event: a rate, and an alert on it, does not see what a series begins
+    with."""
+    for value in values:
+        counter.labels(value)

@@ -11,7 +11,7 @@ from foundation.clock import Clock
 from foundation.hotstate import HotState
 from foundation.ports import AuditLog
 from pki.attest.metrics import AttestationMetrics
-from pki.attest.service import Attesting
+from pki.attest.service import LATCHING, Attesting
 from pki.authority import Authority
 from pki.enrol.judgement import Trust
 from pki.enrol.native import NativeEnrolment
@@ -55,5 +55,5 @@ class EnrolmentService:
         refusals, use = Refusals(audit, clock), CertificateUse(hot)
         parts = Parts(authority, trust, sessions, settings, lifetimes, refusals, clock)
         second = SecondMessages(parts)
-        attesting = Attesting(parts, AttestationMetrics(registry or CollectorRegistry()))
+        attesting = Attesting(parts, AttestationMetrics(registry or CollectorRegistry(), LATCHING))
         return cls(NativeEnrolment(parts, second), NativeRenewal(parts, second, use), attesting, use)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from prometheus_client import CollectorRegistry
 
 from foundation.reasons import Reason
@@ -18,16 +15,10 @@ from gateway.metrics import GatewayMetrics, ProcessMetrics
 from gateway.proxy.http2_budget import Flood
 from gateway.streams.timing import CutTimes, StreamSettings
 from pki.attest.metrics import AttestationMetrics
+from pki.attest.service import LATCHING
 from policies.routes import Priority
 from tests.gateway.streams.test_registry import Bench, permit
-
-ROOT = Path(__file__).resolve().parents[2]
-DASHBOARD = ROOT / "deploy/dashboards/sallyport.json"
-ALERTS = ROOT / "deploy/observability/alerts.yaml"
-_METRIC = re.compile(r"sallyport_[a-z0-9_]+")
-_BY = re.compile(r"by \(([a-z, ]+)\)")
-_SELECTED = re.compile(r"([a-z_]+)(?:=~|!~|!=|=)\"")
-SCRAPED = {"job", "instance"}  # Prometheus adds them
+from tests.support.dashboards import DASHBOARD, ROOT, SCRAPED, asked, metrics_of, rules
 
 
 def everything() -> dict[str, set[str]]:
@@ -56,39 +47,42 @@ def everything() -> dict[str, set[str]]:
     return found
 
 
-def expressions() -> Iterator[str]:
-    dashboard = json.loads(DASHBOARD.read_text())
-    for panel in dashboard["panels"]:
-        yield from (target["expr"] for target in panel["targets"])
-    yield from (each["expr"] for each in dashboard["annotations"]["list"])
-    yield from (each["query"]["query"] for each in dashboard["templating"]["list"] if each["type"] == "query")
-    for rule in rules():
-        yield rule["expr"]
-
-
-def rules() -> list[dict[str, Any]]:
-    return [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
-
-
 def test_every_metric_and_label_exists() -> None:
     known, named = everything(), set()
-    for expression in expressions():
-        metrics = _METRIC.findall(expression)
-        assert metrics, expression
-        labels = {label for group in _BY.findall(expression) for label in re.split(", *", group)}
-        labels |= set(_SELECTED.findall(expression))
-        for metric in metrics:
+    for each in asked():
+        assert each.metrics, each.text
+        for metric in each.metrics:
             assert metric in known, metric
-            assert labels <= known[metric] | SCRAPED, expression
-        named |= set(metrics)
+            assert each.labels <= known[metric], each.text
+        assert each.shown <= each.grouped, each.text  # what a legend shows the sum has left
+        named |= each.metrics
     assert len(named) > 15
 
 
-def test_every_reason_exists() -> None:
-    for expression in expressions():
-        for reasons in re.findall(r'reason(?:!~|=~|=)"([^"]+)"', expression):
-            for code in reasons.split("|"):
-                assert Reason.from_code(code)
+def test_every_value_that_is_selected_exists() -> None:
+    codes = {reason.code for reason in Reason}
+    values = {"reason": codes, "result": codes, "standing": set(Standing), "status": {"5.."}}
+    for each in asked():
+        for label, selected in each.selected:
+            assert label in SCRAPED or set(selected) <= values[label], each.text
+
+
+def test_what_an_alert_counts_is_there_before_the_first() -> None:
+    """`increase` does not see what a series begins with: a series that comes with its first event is no alert."""
+    registry, process = CollectorRegistry(), CollectorRegistry()
+    GatewayMetrics(registry)
+    ProcessMetrics(process, lambda: 0.0)
+    CutTimes(registry, StreamSettings(), Bench().clock)
+    AttestationMetrics(process, LATCHING)
+    samples = [sample for each in (registry, process) for family in each.collect() for sample in family.samples]
+    counting = [each for each in asked() if "increase(" in each.text and "$" not in each.text]
+    assert len(counting) >= 4
+    for each in counting:
+        (metric,) = each.metrics
+        found = [sample.labels for sample in samples if sample.name == metric]
+        assert found, metric
+        for label, selected in each.selected:
+            assert set(selected) <= {labels[label] for labels in found}, each.text
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule["alert"]))
@@ -98,7 +92,7 @@ def test_an_alert_says_what_to_do(rule: dict[str, Any]) -> None:
     for section in re.findall(r'docs/operations\.md,\s+"([^"]+)"', text):
         assert re.search(rf"^#+ {re.escape(section)}$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
     for label in re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]):
-        (metric,) = set(_METRIC.findall(rule["expr"]))
+        (metric,) = metrics_of(rule["expr"])
         assert label in everything()[metric] | SCRAPED
 
 
