@@ -15,6 +15,7 @@ from typing import Protocol
 from foundation.decisionlog.folders import folders, is_free
 from foundation.decisionlog.segments import (
     CLOSED_SUFFIX,
+    SegmentFacts,
     compress,
     disk_bytes,
     facts,
@@ -135,10 +136,18 @@ class SegmentCloser:
 
     async def _keep_bound(self) -> None:
         for path in await asyncio.to_thread(_beyond, self._settings.directory, self._settings.total_bytes):
-            found = await asyncio.to_thread(facts, path, Breather(self._is_hurried))
+            found = await asyncio.to_thread(self._facts_of_doomed, path)
             await self._audit.append(AuditEvent("decisions.segment_dropped", _ACTOR, found.first, detail=asdict(found)))
             remove(path)
             self._on_drop(found.count)
+
+    def _facts_of_doomed(self, path: Path) -> SegmentFacts:
+        """What is known of a segment that goes. A damaged one goes too, or the bound would be none: what was in it,
+        nobody knows."""
+        try:
+            return facts(path, Breather(self._is_hurried))
+        except EOFError:
+            return SegmentFacts(first_id(path), "", 0, 0, "")
 
 
 def _beyond(directory: Path, total_bytes: int) -> list[Path]:

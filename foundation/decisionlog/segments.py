@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +86,8 @@ def newest_id(directory: Path) -> str:
             return max(first_id(paths[-1]), facts(paths[-1]).last)
         except FileNotFoundError:  # it was closed meanwhile, or dropped
             continue
+        except EOFError:  # damaged: IDs go by trust time, which its last one is not ahead of
+            return first_id(paths[-1])
     return ""
 
 
@@ -92,14 +95,17 @@ def facts(path: Path, rest: Rest = go_on) -> SegmentFacts:
     """Computed anew from the file, so that it can be compared with the audit log. Piece by piece: what a thread has
     once held, the allocator keeps for that thread. Raises `OSError` and `EOFError`."""
     first, last, count, size, digest = "", "", 0, 0, hashlib.sha256()
-    with gzip.open(path) if path.name.endswith(CLOSED_SUFFIX) else path.open("rb") as file:
-        for lines in pieces(file.read, _PIECE_BYTES):
-            first = first or id_of(lines)
-            last = id_of(lines[lines.rfind(b"\n", 0, -1) + 1 :])
-            count += lines.count(b"\n")
-            size += len(lines)
-            digest.update(lines)
-            rest()
+    try:
+        with gzip.open(path) if path.name.endswith(CLOSED_SUFFIX) else path.open("rb") as file:
+            for lines in pieces(file.read, _PIECE_BYTES):
+                first = first or id_of(lines)
+                last = id_of(lines[lines.rfind(b"\n", 0, -1) + 1 :])
+                count += lines.count(b"\n")
+                size += len(lines)
+                digest.update(lines)
+                rest()
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise EOFError(f"a damaged segment: {error}") from error
     return SegmentFacts(first, last, count, size, digest.hexdigest())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -219,6 +220,38 @@ async def test_at_the_disk_bound_the_oldest_go_counted_and_named(where: Decision
     named = [event.detail["count"] for event in audit.events if event.kind == "decisions.segment_dropped"]
     assert named == dropped != []
     assert sum(dropped) == 100 - lines(where).count(b"\n")
+
+
+def damage(where: DecisionLogSettings, end: bytes) -> Path:
+    """The oldest segment, with another end."""
+    path = where.directory / f"d-{0:028x}.jsonl.gz"
+    path.write_bytes(gzip.compress(b"".join(os.urandom(20).hex().encode() for _ in range(100)))[:-400] + end)
+    return path
+
+
+async def test_a_damaged_segment_keeps_nobody_from_going_on(where: DecisionLogSettings, audit: Audit) -> None:
+    where.directory.mkdir(mode=0o700)
+    damage(where, b"")
+    log = await DecisionLog.open(where, ManualClock(), SegmentCloser(where, audit))
+    found = entry(log)
+    log.record(found)
+    assert (await log.find(found.id))["id"] == found.id
+    await log.close()
+
+
+@pytest.mark.parametrize("end", [b"", b"no gzip at all", b"\0" * 400])
+async def test_a_damaged_segment_goes_at_the_disk_bound_too(
+    where: DecisionLogSettings, audit: Audit, end: bytes
+) -> None:
+    bound = replace(where, total_bytes=6000)
+    log = await DecisionLog.open(bound, ManualClock(), SegmentCloser(bound, audit))
+    damaged = damage(where, end)
+    for _ in range(100):
+        log.record(entry(log, input=b'{"noise":"%s"}' % os.urandom(200).hex().encode()))
+        await asyncio.sleep(0)
+    await log.close()
+    assert not damaged.exists()
+    assert sum(path.stat().st_size for path in segment_paths(where.directory)) <= 6000
 
 
 def full_after(count: int) -> Callable[[int, bytes], int]:
