@@ -27,7 +27,7 @@ class Ports:
     def __init__(self, ports: Sequence[PortSettings], tunnels: Tunnels, clock: Clock) -> None:
         self._tunnels = tunnels
         self._clock = clock
-        self._room = Room()
+        self._room = Room(clock)
         self._ports = {settings: self._make(settings) for settings in ports}
         self._tasks: dict[PortSettings, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None

@@ -136,7 +136,7 @@ class Services:
         self._services = dict(services)
         self._settings = settings
         self._clock = clock
-        self._room = Room()
+        self._room = Room(clock)
         self._callers: set[_Caller] = set()
         self._by_source: Counter[SpiffeId] = Counter()
         self._counts = _Counts()

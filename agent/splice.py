@@ -19,6 +19,7 @@ import struct
 from collections.abc import Callable
 from typing import cast
 
+from foundation.clock import Clock
 from foundation.reasons import Reason
 from foundation.tunnel import Stream
 
@@ -29,6 +30,9 @@ MUCH = 4 << 20
 waits, for who came earlier read more: MUCH x ln(READ / LITTLE) at most, and half of it all."""
 LITTLE = 8 << 10
 """What each may read in any case."""
+_PERIOD = 1.0
+"""Seconds in which those count that have read in it, or in the one before. Who counted those alone that wait now would
+give the first much and the last little, each time a tunnel has taken all of it."""
 _HELD = 128 << 10
 _KERNEL_ROOM = 128 << 10  # it takes twice of it
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, no time to linger: the kernel sends RST
@@ -38,14 +42,30 @@ class Room:
     """What the splices of one event loop share: where they read into, and how many are `busy`: have something
     that waits to leave."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.busy = 0
+        self._clock = clock
         self._all = memoryview(bytearray(READ))
+        self._period = 0
+        self._until = 0.0  # the end of the period
+        self._readers = self._readers_before = 0
 
     @property
     def share(self) -> int:
         """How much each may read at once."""
-        return max(LITTLE, min(READ, MUCH // max(self.busy, 1)))
+        return max(LITTLE, min(READ, MUCH // max(self.busy, self._readers, self._readers_before, 1)))
+
+    def count(self, period: int) -> int:
+        """A splice reads that did so in `period` last: the present one."""
+        now = self._clock.monotonic()
+        if now >= self._until:
+            self._readers_before = self._readers if now < self._until + _PERIOD else 0
+            self._readers = 0
+            self._period += 1
+            self._until = now + _PERIOD
+        if period != self._period:
+            self._readers += 1
+        return self._period
 
     @property
     def view(self) -> memoryview:
@@ -81,6 +101,7 @@ class Splice(asyncio.BufferedProtocol):
         self._reads = True
         self._owed = 0  # written, and not given back to the stream yet
         self._busy = False
+        self._period = 0  # in which it read last
         self._ended_here = self._ended_there = False
         self._over = False
 
@@ -105,10 +126,11 @@ class Splice(asyncio.BufferedProtocol):
             connection.write_eof()
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        self._period = self._room.count(self._period)
         return self._room.view
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.stream.write(self._room.read(nbytes))
+        self.stream.write_in_turn(self._room.read(nbytes))
         self._count()
         if self._reads and self._is_full and self._transport is not None:
             self._reads = False

@@ -130,15 +130,26 @@ class Stream:
     def write(self, data: bytes) -> None:
         """Send `data`, now or when there is room; the user is told by `sent`, perhaps before this returns. Behind the
         end of the stream it is dropped."""
-        if not data or self._ended or not self.is_open:
+        if not self._append(data):
             return
         size = len(data)
-        self._queue.append(data)
-        self.backlog += size
         if JOINED < size <= QUANTUM and self.backlog == size and self.next_size(size) == size and self._tunnel.is_idle:
             self.pump(size)
         else:
             self._tunnel.wait(self)
+
+    def write_in_turn(self, data: bytes) -> None:
+        """The same at the end of the event loop's turn, when whoever else has something to send has said so: a source
+        that could give all that the connection takes would leave nothing to others."""
+        if self._append(data):
+            self._tunnel.wait(self)
+
+    def _append(self, data: bytes) -> bool:
+        if not data or self._ended or not self.is_open:
+            return False
+        self._queue.append(data)
+        self.backlog += len(data)
+        return True
 
     def send_datagram(self, data: bytes) -> bool:
         """Send one datagram; whether there was room."""
