@@ -8,10 +8,14 @@ from contextlib import closing
 
 from agent.channel import Channel
 from agent.settings import Address
+from foundation.fields import Fields
+from foundation.reasons import Reason
 from foundation.wire.bundle import MAX_NODE_BUNDLE_BYTES, NodeBundle
 from foundation.wire.records import MAX_RECEIPT_BYTES, Receipt, RecordBatch
 
 NDJSON = "application/x-ndjson"
+_MAX_TAKEN_BYTES = 4096
+_LATEST = 1e11
 
 
 class AuthorityApi:
@@ -34,6 +38,15 @@ class AuthorityApi:
         with closing(self._channel()) as channel:
             answer = channel.ask("POST", "/v1/node/records", batch.encode(), NDJSON, MAX_RECEIPT_BYTES)
         return Receipt.parse(answer)
+
+    def report(self, report: bytes) -> float:
+        """Hand in a health report; the authority's time when it took it, in seconds since the Unix epoch."""
+        with closing(self._channel()) as channel:
+            answer = channel.ask("POST", "/v1/node/health", report, most=_MAX_TAKEN_BYTES)
+        fields = Fields.from_json(answer, "answer", Reason.MESSAGE_MALFORMED, max_bytes=_MAX_TAKEN_BYTES)
+        at = fields.number("at", most=_LATEST)
+        fields.finish()
+        return at
 
     def _channel(self) -> Channel:
         return Channel(self._address, self._context(), self._timeout)

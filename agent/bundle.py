@@ -37,6 +37,7 @@ from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.fields import Fields
 from foundation.files import read_bounded, write_secret
+from foundation.first import first_of
 from foundation.identifiers import SpiffeId
 from foundation.reasons import Reason
 from foundation.wire.bundle import MAX_ARCHIVE_BYTES, MAX_HEAD_BYTES, NodeBundle
@@ -264,15 +265,7 @@ class Bundles:
         """Until the next request is due, or wanted. Failures are repeated at growing pauses."""
         refresh = self.current.bundle.terms.refresh if self.current else 60.0
         pause = min(refresh, _LEAST_PAUSE * 2 ** min(self._failures, 10)) if self._failures else refresh
-        waits = [
-            asyncio.ensure_future(self._asked.wait()),
-            asyncio.ensure_future(self._time.sleep(self._draw(0.5, 1.0) * pause)),
-        ]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        await first_of(self._asked.wait(), self._time.sleep(self._draw(0.5, 1.0) * pause))
 
     # --- on disk ---------------------------------------------------------------------------------------
 

@@ -146,7 +146,7 @@ class Agent:
         """The parts that call the authority."""
         settings, node, clock = self.settings, self.settings.node, self._clock
         api = AuthorityApi(authority, self.certificate.for_calls, node.timeout)
-        reports = AuthorityReports(authority, self.certificate.for_calls, node.timeout, clock)
+        reports = AuthorityReports(api.report, clock)
         vault = Vault(node.directory, self._lock())
         self.bundles = Bundles(
             self.certificate.id, api.bundle, vault, node.directory, self.time, self._note, settings.bundle

@@ -25,6 +25,7 @@ from agent.settings import Address
 from foundation.clock import Clock
 from foundation.faults import Fault
 from foundation.fields import Fields
+from foundation.first import first_of
 from foundation.reasons import Reason
 from foundation.tunnel import Stream, StreamUser
 from foundation.wire.streams import Hello, StreamAnswer, StreamRefusal, StreamRequest
@@ -225,12 +226,7 @@ class NodeTunnel:
         link.on_draining = self._again.set
         if link.is_draining:
             return
-        lost, again = asyncio.ensure_future(link.lost.wait()), asyncio.ensure_future(self._again.wait())
-        try:
-            await asyncio.wait((lost, again), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            lost.cancel()
-            again.cancel()
+        await first_of(link.lost.wait(), self._again.wait())
         if link.lost.is_set():
             _log.warning("tunnel to %s is lost: %s", self.gateway, link.fault or "it was closed")
             self.link = None

@@ -24,6 +24,7 @@ from typing import Any
 
 from foundation import notify
 from foundation.faults import Fault
+from foundation.first import first_of
 from foundation.ports import AuditEvent
 from gateway.api.process import Incarnation, ProcessApi
 from gateway.errands import Asked, Errand, Errands
@@ -80,8 +81,8 @@ class Orchestrator:
     async def _start(self, listeners: Listeners, gateway: GatewayParts, stop: asyncio.Event) -> bool:
         """Serve, once facts and policy are whole and the workers are ready. Whether it came to that before `stop`."""
         await listeners.open_health(self.started.is_set)
-        await _either(gateway.follower.caught_up.wait(), stop.wait())
-        await _either(gateway.workers.wait_ready(), stop.wait())
+        await first_of(gateway.follower.caught_up.wait(), stop.wait())
+        await first_of(gateway.workers.wait_ready(), stop.wait())
         if stop.is_set():
             return False
         await listeners.open()
@@ -97,7 +98,7 @@ class Orchestrator:
         while (errand := await errands.next()) is not None:
             notify.reloading()
             doing = reload(errand) if errand.asked is Asked.RELOAD else _try_upgrade(errand, base)
-            await _either(doing, errands.stop.wait())
+            await first_of(doing, errands.stop.wait())
             if errand.asked is Asked.UPGRADE and not errand.refused and not errands.stop.is_set():
                 sequence, workers = await gateway.workers.hand_over()
                 return Handover(sequence, self._sockets.duplicates(), workers)
@@ -123,18 +124,6 @@ def _settle_memory() -> None:
     connection for as long as it takes."""
     gc.collect()
     gc.freeze()
-
-
-async def _either(*awaited: Coroutine[Any, Any, Any]) -> None:
-    waits = [asyncio.ensure_future(each) for each in awaited]
-    try:
-        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for each in done:
-            each.result()
-    finally:
-        for wait in waits:
-            wait.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import Select, bindparam, or_, select
 
 from foundation.clock import Clock
+from foundation.first import first_of
 from foundation.identifiers import SpiffeId
 from foundation.identity import (
     Change,
@@ -139,12 +140,7 @@ class Feed:
             return await _read_after(connection, cursor, latest, self._clock.now() if fresh else 0.0)
 
     async def _wait(self, news: asyncio.Event, seconds: float) -> None:
-        waits = [asyncio.ensure_future(news.wait()), asyncio.ensure_future(self._clock.sleep(seconds))]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        await first_of(news.wait(), self._clock.sleep(seconds))
 
 
 def _continues(since: SnapshotNumbers, latest: SnapshotNumbers) -> bool:

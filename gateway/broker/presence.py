@@ -14,11 +14,11 @@ import contextlib
 import itertools
 import logging
 import secrets
-from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from foundation.clock import Clock
 from foundation.faults import Fault
+from foundation.first import first_of
 from foundation.hotstate import HotState, Swap
 from foundation.identifiers import SpiffeId
 from gateway.broker.claims import Claim, decode, encode, living, with_claim, without_claims_of
@@ -99,7 +99,7 @@ class Presence:
             await self._time.sleep(PAUSE_SECONDS)
         elif not self._untold:
             self._noted.clear()
-            await _first(self._noted.wait(), self._time.sleep(max(0.0, self._next_beat - self._time.monotonic())))
+            await first_of(self._noted.wait(), self._time.sleep(max(0.0, self._next_beat - self._time.monotonic())))
         else:
             await asyncio.sleep(0)
 
@@ -162,17 +162,6 @@ class Presence:
         elif fault is None and not self._answers:
             _LOG.warning("other gateways hear again which tunnels are here")
         self._answers = fault is None
-
-
-async def _first(*waits: Coroutine[Any, Any, Any]) -> None:
-    """Until one of them is over; the others are given up."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _entry(node: SpiffeId) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.authority import AuthorityApi
 from agent.enrol import enrol
 from agent.health import HealthSettings, Sources, take, with_parts
 from agent.keys import client_context, stored_key
@@ -31,7 +32,7 @@ async def test_a_report_arrives_and_the_skew_is_learnt(tmp_path: Path) -> None:
         key = stored_key(identity.key, None)
         async with site.serving() as api:
             ahead = ManualClock(site.clock.now() + 7.5)
-            reports = AuthorityReports(api, lambda: client_context(identity, key), 10, ahead)
+            reports = AuthorityReports(AuthorityApi(api, lambda: client_context(identity, key), 10).report, ahead)
             assert reports.clock_skew() is None
             report = with_parts(take(HealthSettings(), ahead.now()), Sources(clock_skew=lambda: 1.0))
             await reports.deliver(report.encode())
@@ -48,7 +49,7 @@ async def test_an_authority_that_is_away_is_told_and_the_skew_stays(tmp_path: Pa
     def no_context() -> object:
         raise Fault(Reason.TPM_UNAVAILABLE)
 
-    away = AuthorityReports(Address("127.0.0.1", 1), no_context, 1, ManualClock())  # type: ignore[arg-type]
+    away = AuthorityReports(AuthorityApi(Address("127.0.0.1", 1), no_context, 1).report, ManualClock())  # type: ignore[arg-type]
     with pytest.raises(Fault):
         await away.deliver(b"{}")
     assert away.clock_skew() is None
