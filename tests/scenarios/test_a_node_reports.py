@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.processes import wait_until
-from tests.support.running_agent import PATIENCE, RunningAgent
+from tests.support.processes import PATIENCE, crowding, wait_until
+from tests.support.running_agent import RunningAgent
 from tests.support.system import MakeTpm, System
 
 SERVICE = """
@@ -35,7 +35,7 @@ class Manager:
         self._socket.bind(str(path))
 
     def wait(self, wanted: str) -> None:
-        self._socket.settimeout(PATIENCE)
+        self._socket.settimeout(PATIENCE * crowding())
         while wanted not in self._socket.recv(1000).decode().split("\n"):
             pass
 
