@@ -151,6 +151,7 @@ async def test_nothing_else_is_taken_for_a_decision(site: Site) -> None:
         assert await records.of_decision(asked) == ()
 
 
+@pytest.mark.every_storage
 async def test_a_look_up_is_bounded_and_by_the_index(site: Site) -> None:
     node, records = await site.expect(), site.authority.node_records
     await records.take(node, of([decision_id(1)] * 20))
@@ -167,6 +168,7 @@ async def test_a_look_up_is_bounded_and_by_the_index(site: Site) -> None:
         assert "ix_node_records_decision" in await connection.run_sync(plan)
 
 
+@pytest.mark.every_storage
 async def test_records_from_before_they_were_looked_up_are_found_too(site: Site) -> None:
     node, records = await site.expect(), site.authority.node_records
     await records.take(node, of([*(decision_id(n) for n in range(2500)), "d-1", None]))
