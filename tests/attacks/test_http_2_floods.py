@@ -235,6 +235,21 @@ async def test_windows_that_stay_shut_spend_the_budget_of_resets(tmp_path: Path)
         assert plane.registry.open_count == 0
 
 
+async def test_settings_that_nobody_knows_are_not_kept(tmp_path: Path) -> None:
+    """h2 would keep 760 bytes for each that a client names, and there are 65,536."""
+    async with http2_to(Patient(), tmp_path) as plane:
+        client = await connect(plane)
+        assert (await client.get()).status == 200
+        (connection,) = plane.listener.connections
+        assert isinstance(connection, Http2Connection)
+        for number in range(0x10, 0x100):
+            client.send(SettingsFrame(settings={number: 1}))
+            if number % 8 == 0:
+                await plane.advance(1.0)  # within the budget
+                assert (await client.get()).status == 200
+        assert len(connection._h2.remote_settings) <= len(SettingCodes)
+
+
 async def test_a_busy_client_overruns_nothing(tmp_path: Path) -> None:
     """Time stands still here, so that no budget fills again by itself."""
     body = bytes(100_000)
