@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 PYTHON=$PWD/.venv/bin/python
 OUT=build/compiled
 
-"$PYTHON" -c 'import Cython' 2>/dev/null ||
+"$PYTHON" -c 'import Cython, setuptools; assert int(setuptools.__version__.split(".")[0]) >= 77' 2>/dev/null ||
     "$PYTHON" -m pip install --quiet --disable-pip-version-check 'cython>=3.1' 'setuptools>=77'
 mkdir -p "$OUT/build"
 # The sources of the last time go, so that none stays that is no more; what was made of them stays.
