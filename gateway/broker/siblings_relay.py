@@ -30,9 +30,6 @@ from gateway.broker.stream import WaitingStreams
 from gateway.proxy.services import ConnectionServices
 
 SWEEP_SECONDS = 0.25
-_KERNEL_ROOM = 1 << 20
-"""Bytes that the kernel may keep of either direction. With what it gives by itself (wmem_default, 208 KiB) two workers
-wait for each other after every three writes."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -116,7 +113,6 @@ class SiblingEnd(TunnelProtocol):
             self.abort()
             return
         self._ends.add(self)
-        _widen(transport)
         self.begin(Hello(SOFTWARE))
 
     def broken(self, fault: Fault) -> None:
@@ -158,9 +154,4 @@ class SiblingEnd(TunnelProtocol):
 
 
 async def _dial(link: Link, path: str) -> None:
-    transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: link, path)
-    _widen(transport)
-
-
-def _widen(transport: asyncio.BaseTransport) -> None:
-    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_ROOM)
+    await asyncio.get_running_loop().create_unix_connection(lambda: link, path)
