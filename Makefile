@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:/usr/sbin:$(PATH)
 PACKAGES := foundation pki policies gateway agent
 
-.PHONY: help setup demo test test-postgresql compiled test-compiled check format generate bench profile agent-install attacks-proof fuzz differential scenarios-long h2spec clean
+.PHONY: help setup demo test test-postgresql check format generate bench profile agent-install attacks-proof fuzz differential scenarios-long h2spec clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -33,13 +33,7 @@ format: setup ## format and mend what ruff can mend
 generate: setup ## write the generated reference in docs/reference
 	@$(BIN)/python -m docs.generate
 
-compiled: setup ## build/compiled: this tree with its request path compiled
-	@deploy/dev/compile.sh
-
-test-compiled: compiled ## the suite over the compiled request path; ARGS=tests/gateway
-	@cd build/compiled && PYTHONPATH=$$PWD .venv/bin/python -m pytest $(ARGS)
-
-bench: compiled ## measure, with peers in the same run; writes benchmarks/results/latest.json
+bench: setup ## measure, with peers in the same run; writes benchmarks/results/latest.json
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@$(BIN)/python -m benchmarks.run $(ARGS)
 

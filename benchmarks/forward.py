@@ -9,9 +9,6 @@ Both deciders put every decision on record: Sallyport with the kernel before the
 10 ms. `forward_uncached_vs_envoy_opa` is Sallyport with its decision cache turned off, so that both evaluate Rego for
 every request.
 
-Sallyport's request path is compiled, as in its container image. `forward_interpreted_vs_nginx` is what the same source
-carries as Python.
-
 OPA is in the process that Envoy asks. `forward_envoy_opa_server_vs_in_process` is what Envoy carries when OPA is a
 server of its own instead, beside that: the stronger of the two is compared with.
 
@@ -28,9 +25,8 @@ from benchmarks import caddy, envoy, nginx
 from benchmarks.field import PEERS, Field, Round, say, stand
 from benchmarks.figure import Failure, Figure, Pairs, alone, at_most
 from benchmarks.generator import Outcome
-from benchmarks.processes import ROOT, Subject
+from benchmarks.processes import Subject
 from benchmarks.site import Site, serving
-from policies.settings import CacheSettings
 
 COMMAND = "python -m benchmarks.run forward"
 SECONDS, WARM_SECONDS = 4.0, 30.0
@@ -58,13 +54,6 @@ def figures(short: bool) -> Iterator[Figure | Failure]:
             uncached = Round(subjects, lambda subject: _offer(stands, subject)).run(2 if short else 3)
             name = "forward_uncached_vs_envoy_opa"
             yield _rates(name, stands, uncached, own.name, envoy.NAME, 1.0)
-        stands.site.set("policy.cache", entries=CacheSettings().entries)
-        with serving(stands.site, tree=ROOT) as served:
-            own, peer = served.gateway, stands.peers.get(nginx.NAME)
-            _warm(stands, own)
-            subjects = [own, *([peer] if peer else [])]
-            interpreted = Round(subjects, lambda subject: _offer(stands, subject)).run(2 if short else 3)
-            yield _rates("forward_interpreted_vs_nginx", stands, interpreted, own.name, nginx.NAME, None)
 
 
 def _warm(stands: Field, own: Subject) -> None:
@@ -99,7 +88,7 @@ def _beside_peers(stands: Field, measured: Round, own: str) -> Iterator[Figure |
     yield alone("forward_load_cpu_us", median(load), "us of CPU/request", COMMAND, load)
 
 
-def _rates(name: str, stands: Field, measured: Round, own: str, peer: str, least: float | None) -> Figure | Failure:
+def _rates(name: str, stands: Field, measured: Round, own: str, peer: str, least: float) -> Figure | Failure:
     why = _why(stands, measured, own, peer)
     if why:
         return Failure(name, why)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
-COMPILED = ROOT / "build" / "compiled"  # the tree with its request path compiled (`make compiled`)
 BIN = Path(sys.executable).parent
 # `opa`, and what else the virtual environment holds, is found although nobody activated it.
 ENVIRONMENT = {**os.environ, "PATH": f"{BIN}:{os.environ.get('PATH', '')}"}
@@ -37,16 +36,14 @@ class Subject:
 
 
 @contextmanager
-def running(
-    command: Sequence[str | Path], log: Path, environment: Mapping[str, str] = ENVIRONMENT
-) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: Sequence[str | Path], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run `command` for as long as the block does; what it prints goes to `log`. Nothing of it outlives the block, nor
     this process, however either ends."""
     with log.open("ab") as file:
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment,
+            env=ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

@@ -10,8 +10,6 @@ The second look is at the worker's main thread, which runs the event loop; the f
 supervisor and other threads. On a busy machine a call that wakes another process, such as a write, looks longer than
 its CPU: the other one takes its place meanwhile.
 
-The request path is the interpreted one: of a compiled one nobody could tell which function is at work.
-
 `--calls` runs the server below cProfile instead: how often a function is called per request. It slows the server down,
 so its times say little. `--native` lets py-spy look into C (OpenSSL, libuv, llhttp).
 """
@@ -60,7 +58,7 @@ def main() -> None:
         if given.calls:
             _count_calls(stands.generator, stands.site, given.seconds, given.top)
             return
-        with serving(stands.site, tree=ROOT) as served:
+        with serving(stands.site) as served:
             worker = _worker(served)
             main_us = _undisturbed(stands.generator, served, worker, given.seconds)
             _sampled(stands.generator, served, worker, main_us, given)
@@ -162,7 +160,7 @@ def _is_count(words: Sequence[str]) -> bool:
 
 def _count_calls(fleet: Generator, site: Site, seconds: float, top: int) -> None:
     profile = site.folder / "calls"
-    with serving(site, ("-m", "benchmarks.counted", str(profile)), tree=ROOT) as served:
+    with serving(site, ("-m", "benchmarks.counted", str(profile))) as served:
         worker = _worker(served)
         os.kill(worker, signal.SIGUSR1)
         outcome = fleet.offer(served.gateway, seconds=seconds, warmup=0)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.processes import COMPILED, ENVIRONMENT, ROOT, Subject, answers, running, wait_until
+from benchmarks.processes import ENVIRONMENT, ROOT, Subject, answers, running, wait_until
 from deploy.demo.free_ports import free_ports
 from foundation.client import ApiClient
 
@@ -116,14 +116,11 @@ def enlist(
 
 
 @contextmanager
-def serving(site: Site, entry: tuple[str, ...] = ("-m", "sallyport"), *, tree: Path = COMPILED) -> Iterator[Site]:
-    """`sallyport serve`, ready; `entry` is what Python runs, `tree` where it finds our packages. Raises `RuntimeError`
-    when there is no such tree."""
-    if not (tree / "sallyport.py").exists():
-        raise RuntimeError(f"{tree} is not there: `make compiled`")
+def serving(site: Site, entry: tuple[str, ...] = ("-m", "sallyport")) -> Iterator[Site]:
+    """`sallyport serve`, ready; `entry` is what Python runs."""
     log = site.folder / "serve.log"
-    words = [sys.executable, "-P", *entry, "serve", "--config", str(site.config)]
-    with running(words, log, {**ENVIRONMENT, "PYTHONPATH": str(tree)}) as process:
+    words = [sys.executable, *entry, "serve", "--config", str(site.config)]
+    with running(words, log) as process:
         wait_until(answers(f"http://127.0.0.1:{site.ports['health']}/readyz"), process, log)
         try:
             yield replace(site, pid=process.pid)

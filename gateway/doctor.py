@@ -20,7 +20,6 @@ from foundation.faults import Fault
 from foundation.hotstate import HotStateSettings, open_hot_state
 from gateway.configuration import Configuration, Role, SystemSettings, read_configuration
 from gateway.health import HealthSettings
-from gateway.proxy import exchange
 
 LOW_DISK_BYTES = 1 << 30
 ANSWER_SECONDS = 2.0
@@ -74,12 +73,6 @@ def _programs(_: Configuration) -> Iterator[Finding]:
         yield Finding("opa", "good", opa)
     else:
         yield Finding("opa", "bad", "not on PATH", "install it: policy is compiled by it when a revision is built")
-
-
-def _request_path(_: Configuration) -> Iterator[Finding]:
-    """Whether what every request runs through was compiled when this was installed (`setup.py`)."""
-    is_compiled = not getattr(exchange, "__file__", "").endswith(".py")
-    yield Finding("request path", "good", "compiled" if is_compiled else "interpreted")
 
 
 def _secrets(configuration: Configuration) -> Iterator[Finding]:
@@ -216,6 +209,6 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-_ANYWHERE: tuple[Check, ...] = (_request_path, _hot_state, _disk, _running)
+_ANYWHERE: tuple[Check, ...] = (_hot_state, _disk, _running)
 _OF_AN_AUTHORITY: tuple[Check, ...] = (_programs, _secrets, _certificates, _makers, _production, *_ANYWHERE)
 _OF_A_GATEWAY: tuple[Check, ...] = (_identity, *_ANYWHERE)

@@ -14,7 +14,7 @@ import pytest
 from foundation.fields import Fields
 from foundation.reasons import Reason
 from gateway.configuration import Configuration
-from gateway.doctor import Finding, _hot_state, _request_path, _running
+from gateway.doctor import Finding, _hot_state, _running
 from tests.support.redis import redis_server
 
 
@@ -84,10 +84,3 @@ def test_a_redis_server_is_asked_whether_it_keeps_what_it_is_given() -> None:
     [finding] = of_hot_state(section)
     assert (finding.check, finding.grade) == ("hot state", "bad")
     assert str(server.socket) in finding.detail
-
-
-def test_it_says_what_the_request_path_is() -> None:
-    from gateway.proxy import exchange
-
-    (found,) = _request_path(Configuration(Path("sallyport.toml"), b"", Fields({}, "", Reason.SETTING_INVALID)))
-    assert found.detail == ("interpreted" if str(exchange.__file__).endswith(".py") else "compiled")
