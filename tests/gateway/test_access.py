@@ -67,7 +67,7 @@ class Bench:
         for route in self.api.routes():
             parameters = matched(route.path, path)
             if parameters is not None:
-                return json.loads((await route.handler(Call("r", parameters, query, b""))).body)  # type: ignore[union-attr]
+                return json.loads((await route.handler(Call(parameters, query, b""))).body)  # type: ignore[union-attr]
         raise AssertionError(path)
 
 

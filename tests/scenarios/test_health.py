@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.system import MakeTpm, System
 
-OURS = {"route", "reason", "status", "le", "pool", "event", "state", "how", "result", "standing"}
+OURS = {"route", "reason", "status", "le", "pool", "event", "state", "how", "result", "standing", "budget", "priority"}
 
 
 def test_a_process_that_lives_and_is_ready_says_so(system: System) -> None:

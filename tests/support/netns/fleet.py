@@ -37,6 +37,7 @@ PUT = json.dumps({"key": "bmV0bnM=", "value": "aGVsbG8="}).encode()
 PATH_PATIENCE = 3.0  # seconds until one call gives up on the network
 
 
+FRESH = 15.0  # seconds: heartbeats come every five
 VERSION, WRITE = Call(), Call("POST", "/v3/kv/put", PUT)
 
 
@@ -74,6 +75,11 @@ class GatewayMachine:
 
     def enforces(self, revision: int) -> bool:
         return bool(self.gateway.shown()["numbers"]["policy"] == revision)
+
+    def hears(self) -> None:
+        """Wait until the authority's word has come by this time: a link that was pulled before is dialled again in
+        moments, not at once."""
+        wait_until(lambda: self.gateway.shown()["heartbeat_age_seconds"] < FRESH, f"{self.name} to hear the authority")
 
     def keeps_trust_time(self) -> None:
         """Wait until its disk knows what time it is by now."""
