@@ -68,13 +68,6 @@ def first_id(path: Path) -> str:
     return path.name.split(".")[0]
 
 
-def read_segment(path: Path) -> bytes:
-    """The segment's lines. Raises `OSError`."""
-    raw = path.read_bytes()
-    lines = gzip.decompress(raw) if path.name.endswith(CLOSED_SUFFIX) else raw
-    return lines[: lines.rfind(b"\n") + 1]  # a writer may be at work
-
-
 def id_of(line: bytes) -> str:
     return line[_ID_AT].decode("ascii", "replace")
 
@@ -147,7 +140,7 @@ def mend(directory: Path) -> list[Path]:
             index.unlink()
     unclosed = []
     for path in directory.glob(f"*{OPEN_SUFFIX}"):
-        whole = len(read_segment(path))
+        whole = facts(path).size
         if not whole or path.with_name(f"{first_id(path)}{CLOSED_SUFFIX}").exists():
             path.unlink()
             continue

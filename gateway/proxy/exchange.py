@@ -233,9 +233,7 @@ class HttpExchange(Deciding):
         if done:
             self._upstream = None  # it has let go of this exchange already
         self._sent += len(payload)
-        if trailers and not self._head.takes_trailers:
-            trailers = ()
-        self._client.respond(head, self._decision_id(), payload, done, trailers)
+        self._client.respond(head, self._decision_id(), payload, done, trailers if self._head.takes_trailers else ())
 
     def _elsewhere(self, done: bool) -> bool:
         """The upstream says that it is unavailable: ask another address, if that may be; whether it is asked."""
@@ -256,9 +254,7 @@ class HttpExchange(Deciding):
         if self._route.idle_timeout:
             self._await_more()
         self._sent += len(payload)
-        if trailers and not self._head.takes_trailers:
-            trailers = ()
-        self._client.respond_more(payload, done, trailers)
+        self._client.respond_more(payload, done, trailers if self._head.takes_trailers else ())
 
     def upgraded(self, head: ResponseHead, data: bytes) -> None:
         check_switched(self._head, head)

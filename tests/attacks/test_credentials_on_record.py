@@ -13,7 +13,7 @@ import pytest
 from foundation.decisionlog.closing import SegmentCloser
 from foundation.decisionlog.log import DecisionLog
 from foundation.decisionlog.masking import Mask
-from foundation.decisionlog.segments import read_segment, segment_paths
+from foundation.decisionlog.segments import segment_paths
 from foundation.decisionlog.settings import DecisionLogSettings
 from foundation.identity import SnapshotNumbers
 from gateway.proxy.normalise import canonical
@@ -24,6 +24,7 @@ from policies.model import FOREVER, Query, judge
 from policies.settings import CacheSettings
 from tests.fakes.audit import MemoryAuditLog
 from tests.fakes.clock import ManualClock
+from tests.support.decisions import read_segment
 from tests.support.engines import compiled, wasm
 from tests.support.workspaces import query
 

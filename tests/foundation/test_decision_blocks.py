@@ -18,11 +18,12 @@ from foundation.decisionlog import blocks
 from foundation.decisionlog import find as finder
 from foundation.decisionlog.blocks import INDEX_SUFFIX, index_path, read_block, read_index, rebuild_index, text_id
 from foundation.decisionlog.line import encode, with_cut, with_input
-from foundation.decisionlog.segments import compress, facts, mend, read_segment, segment_paths
+from foundation.decisionlog.segments import compress, facts, mend, segment_paths
 from foundation.faults import Fault
 from foundation.identity import SnapshotNumbers
 from foundation.ports import DecisionEntry
 from foundation.reasons import Reason
+from tests.support.decisions import read_segment
 
 
 def made_id(number: int) -> str:

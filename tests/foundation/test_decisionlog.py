@@ -25,13 +25,14 @@ from foundation.decisionlog.ids import DecisionIds, is_decision_id
 from foundation.decisionlog.line import encode, with_input
 from foundation.decisionlog.log import DecisionLog
 from foundation.decisionlog.masking import Mask
-from foundation.decisionlog.segments import read_segment, segment_paths
+from foundation.decisionlog.segments import segment_paths
 from foundation.decisionlog.settings import DecisionLogSettings
 from foundation.faults import Fault
 from foundation.identity import SnapshotNumbers
 from foundation.ports import AuditEvent, DecisionEntry
 from foundation.reasons import Reason
 from tests.fakes.clock import ManualClock
+from tests.support.decisions import read_segment
 
 
 class Audit:
